@@ -1,0 +1,115 @@
+"""What a profile becomes once resolved: plain numbers in SI units that the cost model reads.
+
+Bytes, bytes per second, FLOP per second, seconds. Nothing here knows TOML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFit:
+    """Efficiency of one kernel class: t = overhead + ((F / (compute P))^shape + (Q / (memory B))^shape)^(1/shape)."""
+
+    compute: float
+    memory: float
+    shape: float
+    overhead: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFit:
+    """Fraction of the matmul peak reached at sequence length s: ceiling * s^h / (s^h + half_length^h), h = 1."""
+
+    ceiling: float
+    half_length: float
+    overhead: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator (or one CPU worker): rates, memory and kernel efficiencies.
+
+    `peak` maps a dtype name (fp64 fp32 tf32 fp16 bf16 fp8 fp4 int8) to its dense FLOP/s; an
+    unsupported dtype is absent. `matmul` maps a dtype name, or "any", to its fit.
+    """
+
+    name: str
+    vendor: str
+    arch: str
+    units: int
+    peak: Mapping[str, float]
+    usable: float
+    reserve: float
+    bandwidth: float
+    l2: float
+    collectives: str
+    matmul: Mapping[str, KernelFit]
+    stream: KernelFit
+    norm: KernelFit
+    attention_forward: AttentionFit
+    attention_backward: AttentionFit
+    launch: float
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What one rank has towards the rest of its group, one direction, with every rank of the machine busy likewise.
+
+    `small_limit` caps the rate of the low-latency protocol; `gain` multiplies the all-reduce rate where the
+    switch reduces; `efficiency` is the share of the wire that large messages reach.
+    """
+
+    name: str
+    bandwidth: float
+    base: float
+    step: float
+    base_small: float
+    step_small: float
+    small_limit: float
+    gain: float
+    efficiency: float
+    latency_small: float
+    latency_large: float
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """The links a group of ranks crosses: `size` ranks on `nodes` nodes, at most `per_node` on one of them."""
+
+    size: int
+    nodes: int
+    per_node: int
+    stride: int
+    intra: Path | None
+    inter: Path | None
+    overlap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Measured times of one collective on one kind of group: ascending (bytes, seconds) pairs."""
+
+    op: str
+    size: int
+    nodes: int
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How much compute and a collective slow each other down when they run at once (1.0 = not at all)."""
+
+    compute_slowdown: float = 1.0
+    collective_slowdown: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured on a machine; it overrides the profile's uncalibrated factors."""
+
+    name: str
+    anchors: tuple[Anchors, ...] = ()
+    overlap: Overlap = field(default_factory=Overlap)

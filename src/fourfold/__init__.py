@@ -1,0 +1,1 @@
+"""Fourfold: a declarative parallelism compiler for PyTorch."""
