@@ -1,0 +1,74 @@
+"""Captured graphs on disk, by what the model is made of: a second plan of the same model takes no export."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.graph import Graph
+from fourfold.ir.serial import from_plain, to_json
+
+VERSION = 1
+"""Raised whenever capture would write another graph for the same model."""
+
+
+def folder() -> Path:
+    """Where graphs are kept: the user's cache folder."""
+    return Path(os.path.expanduser("~")) / ".cache" / "fourfold" / "graphs"
+
+
+def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
+    """A digest of the model's modules, their settings and source, its parameters, and the versions that capture it."""
+    digest = hashlib.sha256(f"{VERSION} {torch.__version__} {dtype} {training}".encode())
+    kinds = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        kinds.add(type(module))
+        digest.update(f"{name}|{type(module).__module__}.{type(module).__qualname__}|{_settings(module)}".encode())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        digest.update(f"{name}|{tuple(parameter.shape)}|{parameter.requires_grad}|{parameter.is_floating_point()}".encode())
+    for name, buffer in model.named_buffers():
+        digest.update(f"{name}|{tuple(buffer.shape)}|{buffer.dtype}".encode())
+    for path in sorted({_source_file(kind) for kind in kinds} - {""}):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def read(name: str) -> Graph | None:
+    """The cached graph, or None; a damaged file counts as absent."""
+    try:
+        return from_plain(Graph, json.loads((folder() / f"{name}.json").read_text()))
+    except (OSError, ValueError, KeyError, UsageError):
+        return None
+
+
+def write(name: str, graph: Graph) -> None:
+    """Keeps `graph`; a folder that cannot be written is no error, only no cache."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        scratch = folder() / f"{name}.{os.getpid()}.part"
+        scratch.write_text(to_json(graph))
+        scratch.replace(folder() / f"{name}.json")
+    except OSError:
+        return
+
+
+def _settings(module: nn.Module) -> str:
+    plain = (bool, int, float, str, type(None), tuple, torch.dtype)
+    return repr(sorted((k, repr(v)) for k, v in vars(module).items() if isinstance(v, plain) or k == "config"))
+
+
+def _source_file(kind: type) -> str:
+    """The user's file a class was written in; torch's own are covered by its version."""
+    if kind.__module__.startswith("torch."):
+        return ""
+    try:
+        return inspect.getsourcefile(kind) or ""
+    except TypeError:
+        return ""
