@@ -97,7 +97,7 @@ def _block(segment: Segment, outputs: tuple[str, ...], flat: Flat) -> tuple[Bloc
     buffers: dict[str, Tensor] = {}
     sources: list[str] = []
     nodes = []
-    taken: dict[str, int] = {}
+    taken: dict[str, int] = dict.fromkeys(INPUTS, 0)
     made = {node.name: node for node in flat.nodes}
     for node in segment.nodes:
         for name in node.refs():
