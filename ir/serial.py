@@ -53,6 +53,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _read(kind: Any, data: Any) -> Any:
+    if kind is object:
+        return data
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _record(kind, data)
     origin, args = typing.get_origin(kind), typing.get_args(kind)

@@ -1,0 +1,74 @@
+"""What is trained on: how long the sequences are, and how many tokens make one optimizer step."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fourfold.hardware.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sequence lengths of one typical step as ascending (length, count) pairs."""
+
+    lengths: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def fixed(cls, *, length: int, sequences: int) -> Workload:
+        """Every step holds `sequences` sequences of `length` tokens."""
+        if length < 1 or sequences < 1:
+            raise UsageError(f"length {length} x {sequences} sequences is no workload; both must be at least 1")
+        return cls(((length, sequences),))
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> Workload:
+        """One step with exactly these sequences."""
+        counted = tuple(sorted(Counter(int(n) for n in lengths).items()))
+        if not counted or counted[0][0] < 1:
+            raise UsageError("a workload needs at least one sequence, each of at least one token")
+        return cls(counted)
+
+    @classmethod
+    def sample(cls, path: str | Path, *, tokens_per_step: int) -> Workload:
+        """Lengths from a file (one per line, or a CSV whose first column is the length), thinned to `tokens_per_step`.
+
+        The sample keeps the file's distribution: evenly spaced ranks of the sorted lengths. Raises UsageError.
+        """
+        try:
+            rows = [row[0] for row in csv.reader(Path(path).read_text().splitlines()) if row and row[0].strip()]
+        except OSError as error:
+            raise UsageError(f"lengths file {path} cannot be read: {error.strerror}") from None
+        found = sorted(int(float(word)) for word in rows if word.replace(".", "", 1).isdigit())
+        if not found:
+            raise UsageError(f"{path} holds no lengths: write one number a line")
+        count = max(1, round(tokens_per_step / (sum(found) / len(found))))
+        return cls.of(found[min(len(found) - 1, int((i + 0.5) * len(found) / count))] for i in range(count))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return sum(length * count for length, count in self.lengths)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one step."""
+        return sum(count for _, count in self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence."""
+        return self.lengths[-1][0]
+
+    @property
+    def pairs(self) -> int:
+        """Causal (query, key) pairs of one step: n (n + 1) / 2 a sequence."""
+        return sum(count * length * (length + 1) // 2 for length, count in self.lengths)
+
+    def __str__(self) -> str:
+        if len(self.lengths) == 1:
+            return f"{self.sequences} x {self.longest} tokens"
+        return f"{self.sequences} sequences of {self.lengths[0][0]} to {self.longest}, {self.tokens} tokens"
