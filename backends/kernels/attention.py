@@ -1,0 +1,164 @@
+"""Packed self-attention over documents: one node for autograd, checkpoints and compilers, several kernels beneath it.
+
+`fourfold::attention` returns (out, lse) and `fourfold::attention_backward` takes them, so a recompute policy that saves
+FORWARD's outputs runs the kernel once. `attend` is the function to call; KERNELS is the catalogue, in order of preference.
+Letters: T packed tokens, H query heads, G key/value heads (query head h reads head h // (H / G)), D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourfold.backends.kernels.attention_aten import CPU_FLASH, FLASH
+from fourfold.backends.kernels.attention_case import Case, Gradients, Kernel, Softmax, case_of
+from fourfold.backends.kernels.attention_cudnn import CUDNN, MIXED
+from fourfold.backends.kernels.attention_reference import REFERENCE, accumulation
+from fourfold.backends.kernels.documents import Documents
+from fourfold.hardware.errors import ModelError, RunError
+
+KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, FLASH, CPU_FLASH, REFERENCE)
+
+_DOCUMENTS = "Tensor offsets, int[] lengths, float scale, bool causal, int? window, str kernel"
+
+
+def attend(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    documents: Documents,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """Attention of every token over its own document, [T, H, D], differentiable in q, k and v.
+
+    window: each token sees keys j > i - window; kernel: a name of KERNELS, the first that claims and suits if None.
+    Errors: ModelError if the heads do not divide or shapes disagree, RunError if the documents do not cover the tokens
+    or the named kernel does not claim the call.
+    """
+    _check(q_THD, k_TGD, v_TGD, documents, window)
+    softmax = Softmax(scale, causal, window)
+    name = choose(case_of(q_THD, k_TGD, documents, softmax), kernel).name
+    out: Tensor = FORWARD(
+        q_THD, k_TGD, v_TGD, documents.offsets, list(documents.lengths), scale, causal, window, name
+    )[0]
+    return out
+
+
+def choose(case: Case, name: str | None = None) -> Kernel:
+    """The kernel of that name, else the first of KERNELS that claims the case and suits it."""
+    if name is None:
+        return next(kernel for kernel in KERNELS if kernel.claims(case) and kernel.suits(case))
+    kernel = named(name)
+    if not kernel.claims(case):
+        able = ", ".join(kernel.name for kernel in KERNELS if kernel.claims(case))
+        raise RunError(f"attention kernel {name} does not run {case}; these do: {able}")
+    return kernel
+
+
+def named(name: str) -> Kernel:
+    """The kernel of KERNELS called `name`."""
+    for kernel in KERNELS:
+        if kernel.name == name:
+            return kernel
+    raise RunError(f"no attention kernel is called {name}; known: {', '.join(kernel.name for kernel in KERNELS)}")
+
+
+def _check(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, window: int | None) -> None:
+    tokens, heads, head_dim = q_THD.shape
+    if k_TGD.shape != v_TGD.shape or k_TGD.shape[0] != tokens or k_TGD.shape[2] != head_dim:
+        shapes = tuple(tuple(x.shape) for x in (q_THD, k_TGD, v_TGD))
+        raise ModelError(f"attention of q, k, v shaped {shapes}: tokens and head sizes must agree, k like v")
+    if heads % k_TGD.shape[1]:
+        raise ModelError(f"attention of {heads} query heads over {k_TGD.shape[1]} key/value heads: not a multiple")
+    if documents.tokens != tokens:
+        raise RunError(f"documents of {documents.tokens} tokens describe tensors of {tokens}; their lengths must sum to it")
+    if window is not None and window < 1:
+        raise ModelError(f"attention window {window}: a window counts the token itself, so it is 1 or more")
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    causal: bool,
+    window: int | None,
+    kernel: str,
+) -> tuple[Tensor, Tensor]:
+    documents = Documents(tuple(lengths), offsets, max(lengths, default=0))
+    return named(kernel).forward(q, k, v, documents, Softmax(scale, causal, window))
+
+
+def _forward_shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation(q.dtype))
+    return q.new_empty(q.shape), lse
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    causal: bool,
+    window: int | None,
+    kernel: str,
+) -> Gradients:
+    documents = Documents(tuple(lengths), offsets, max(lengths, default=0))
+    softmax = Softmax(scale, causal, window)
+    # The gradient of a sum arrives as one number with strides of zero, which no kernel takes.
+    dq, dk, dv = named(kernel).backward(grad.contiguous(), q, k, v, out, lse, documents, softmax)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def _backward_shapes(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Gradients:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, offsets)
+    # Merging partial attentions is written with its own backward, so nothing may flow back through the lse.
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
+    q, k, v, out, lse, offsets = ctx.saved_tensors
+    return (*BACKWARD(grad, q, k, v, out, lse, offsets, *ctx.rest), *(None,) * 6)
+
+
+_forward_op = torch.library.custom_op(
+    "fourfold::attention",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, {_DOCUMENTS}) -> (Tensor, Tensor)",
+)
+_backward_op = torch.library.custom_op(
+    "fourfold::attention_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_DOCUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+_forward_op.register_fake(_forward_shapes)
+_backward_op.register_fake(_backward_shapes)
+_forward_op.register_autograd(_differentiate, setup_context=_save)
+
+# The two ops by name, for recompute policies (save the outputs of FORWARD) and for methods that merge partial attentions.
+FORWARD = torch.ops.fourfold.attention.default
+BACKWARD = torch.ops.fourfold.attention_backward.default
