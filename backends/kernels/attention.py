@@ -1,7 +1,8 @@
 """Packed self-attention over documents: one node for autograd, checkpoints and compilers, several kernels beneath it.
 
-`fourfold::attention` returns (out, lse) and `fourfold::attention_backward` takes them, so a recompute policy that saves
-FORWARD's outputs runs the kernel once. `attend` is the function to call; KERNELS is the catalogue, in order of preference.
+`fourfold::attention` returns (out, lse) and `fourfold::attention_backward` takes them, so a recompute policy that
+saves FORWARD's outputs runs the kernel once. `attend` is the function to call; KERNELS is the catalogue, in order of
+preference.
 Letters: T packed tokens, H query heads, G key/value heads (query head h reads head h // (H / G)), D head dimension.
 """
 
@@ -45,9 +46,9 @@ def attend(
     _check(q_THD, k_TGD, v_TGD, documents, window)
     softmax = Softmax(scale, causal, window)
     name = choose(case_of(q_THD, k_TGD, documents, softmax), kernel).name
-    out: Tensor = FORWARD(
-        q_THD, k_TGD, v_TGD, documents.offsets, list(documents.lengths), scale, causal, window, name
-    )[0]
+    lengths = list(documents.lengths)
+    out: Tensor
+    out, _ = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, name)
     return out
 
 
@@ -78,7 +79,7 @@ def _check(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, wi
     if heads % k_TGD.shape[1]:
         raise ModelError(f"attention of {heads} query heads over {k_TGD.shape[1]} key/value heads: not a multiple")
     if documents.tokens != tokens:
-        raise RunError(f"documents of {documents.tokens} tokens describe tensors of {tokens}; their lengths must sum to it")
+        raise RunError(f"documents of {documents.tokens} tokens describe tensors of {tokens}; the sum must agree")
     if window is not None and window < 1:
         raise ModelError(f"attention window {window}: a window counts the token itself, so it is 1 or more")
 
@@ -153,12 +154,14 @@ _backward_op = torch.library.custom_op(
     "fourfold::attention_backward",
     _backward,
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_DOCUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema=(
+        f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_DOCUMENTS}) -> (Tensor, Tensor, Tensor)"
+    ),
 )
 _forward_op.register_fake(_forward_shapes)
 _backward_op.register_fake(_backward_shapes)
 _forward_op.register_autograd(_differentiate, setup_context=_save)
 
-# The two ops by name, for recompute policies (save the outputs of FORWARD) and for methods that merge partial attentions.
+# By name, for recompute policies (save the outputs of FORWARD) and for methods that merge partial attentions.
 FORWARD = torch.ops.fourfold.attention.default
 BACKWARD = torch.ops.fourfold.attention_backward.default

@@ -1,4 +1,4 @@
-"""What an attention kernel is: the softmax it computes, the case it is asked about, and the four functions it offers."""
+"""What an attention kernel is: the softmax it computes, the case it is asked about, the four functions it offers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Documents, 
 class Kernel:
     """One way to compute packed attention.
 
-    claims: can it run this case at all; suits: is it worth running where it can (the first claimant that suits is taken);
+    claims: can it run this case at all; suits: is it worth running there (the first claimant that suits is taken);
     forward: (q, k, v, documents, softmax) -> (out [T, H, D], lse [H, T]), natural log, float32 (float64 for float64);
     backward: (grad_out, q, k, v, out, lse, documents, softmax) -> (dq, dk, dv), which takes the global out and lse and
     never runs the forward again.

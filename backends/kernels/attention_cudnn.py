@@ -1,10 +1,10 @@
 """Packed attention through cuDNN's dense kernel, and a mix of it with FlashAttention for batches of uneven documents.
 
-Causal, 32 heads of 128 on an H200, TFLOP/s forward/backward: cuDNN 522/353 at 2K tokens, 626/536 at 8K and 592/532 at
-32K, where FlashAttention-2 runs 262/211, 337/280 and 342/318; cuDNN's own packed form ran 375/406, hence documents go to
-the dense form: equal neighbours as one batch, a long one alone. cuDNN builds a plan per new shape, so a causal document
-that goes alone is padded to a bucket: at most one length in sixteen is added and an octave has at most sixteen buckets.
-Key/value heads may be fewer than query heads: the dense op takes the group natively, in both directions.
+Causal, 32 heads of 128 on an H200, TFLOP/s forward/backward: cuDNN 522/353 at 2K tokens, 626/536 at 8K and 592/532
+at 32K, where FlashAttention-2 runs 262/211, 337/280 and 342/318; cuDNN's own packed form ran 375/406, hence documents
+go to the dense form: equal neighbours as one batch, a long one alone. cuDNN builds a plan per new shape, so a causal
+document that goes alone is padded to a bucket: at most a sixteenth is added, and an octave has at most sixteen
+buckets. Key/value heads may be fewer than query heads: the dense op takes the group natively, in both directions.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def cudnn_backward(
 def mixed_forward(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
-    """Out [T, H, D] and lse [H, T]: spans that are worth it through cuDNN, stretches between them through FlashAttention."""
+    """Out [T, H, D] and lse [H, T]: spans worth it through cuDNN, stretches between them through FlashAttention."""
     parts = []
     for piece in pieces(documents.lengths):
         if isinstance(piece, Span):
@@ -139,9 +139,7 @@ def mixed_backward(
     return _joined_backward(parts, (q_THD, k_TGD, v_TGD))
 
 
-def _span_forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, span: Span, softmax: Softmax
-) -> tuple[Tensor, Tensor]:
+def _span_forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, span: Span, softmax: Softmax) -> tuple[Tensor, Tensor]:
     padding = _padding(span, softmax)
     q, k, v = (_batch(x, span, padding) for x in (q_THD, k_TGD, v_TGD))
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(

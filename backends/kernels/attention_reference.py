@@ -20,8 +20,10 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, softmax: Softmax) -> tuple[Tensor, Tensor]:
-    """Out [T, H, D] in the dtype of q and lse [H, T] in the accumulation dtype; memory grows with the longest length squared."""
+def forward(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Out [T, H, D] in the dtype of q and lse [H, T] in the accumulation dtype; memory is quadratic in a length."""
     outs, lses = [], []
     for span in spans(documents.lengths):
         scores_NGRLL = _scores(q_THD, k_TGD, span, softmax)

@@ -18,7 +18,7 @@ from fourfold.hardware.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Equally long neighbouring documents: `count` of them, each `length` tokens, the first starting at token `start`."""
+    """Equally long neighbouring documents: `count` of them, each of `length` tokens, from token `start` on."""
 
     start: int
     length: int
@@ -96,7 +96,7 @@ def packed_lse(lse_NHL: Tensor) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], axis: int, like: Tensor) -> Tensor:
-    """The parts one after another along `axis`, contiguous and of the dtype of `like`; `like`'s own shape where none."""
+    """The parts one after another along `axis`, contiguous, in the dtype of `like`; shaped as `like` where none."""
     if not parts:
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts), axis)

@@ -237,7 +237,7 @@ def test_mistakes_are_named() -> None:
         attend(q, k[:2], v, documents, scale=1.0, causal=True)
     with pytest.raises(ModelError, match="window 0"):
         attend(q, k, v, documents, scale=1.0, causal=True, window=0)
-    with pytest.raises(RunError, match="aten_flash does not run .* these do: aten_cpu_flash, reference"):
+    with pytest.raises(RunError, match=r"aten_flash does not run .* these do: aten_cpu_flash, reference"):
         attend(q, k, v, documents, scale=1.0, causal=True, kernel="aten_flash")
     with pytest.raises(RunError, match="no attention kernel is called fast"):
         attend(q, k, v, documents, scale=1.0, causal=True, kernel="fast")
