@@ -49,19 +49,22 @@ class Widths:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What parameters cost over a step.
+    """What parameters cost at each moment of a step.
 
-    Always there: `masters`, `optimizer`. Within a step: `copies` (gathered parameters), `shards` (the
-    gradients the optimizer reads), `waiting` (whole gradients not yet reduced, beyond the shards),
-    `in_flight`. At the optimizer's step only: `update`. `grown`: the gradients appear only while
-    the activations are given back, because the step has one micro-step.
+    Always there: `masters`, `optimizer`. From a unit's first use on: `copies`, its gathered parameters;
+    in forward `gathering`, the gathers' buffers. In backward: `shards` (the gradients the optimizer
+    reads), `waiting` (whole gradients not yet reduced, beyond the shards), `in_flight` (those of the
+    block at hand), and at its end `last` (those of the root). At the optimizer's step: `update`.
+    `grown`: the gradients appear only while the activations are given back (one micro-step).
     """
 
     masters: Band
     copies: Band
+    gathering: float
     shards: Band
     waiting: Band
     in_flight: Band
+    last: float
     optimizer: Band
     update: Band
     grown: bool
@@ -80,12 +83,19 @@ def state_memory(held: Held, widths: Widths, *, zero: int, pool: int, micro_step
     """
     assert micro_steps >= 1, micro_steps
     shard = shard_size(zero=zero, pool=pool)
+    block, root = held.block_trainable, held.root_trainable
+    copies = held.trainable + held.frozen if zero < 3 else held.root + held.block * min(shard, 2)
+    # Replicated parameters keep the buffer of the all-reduce before, unless it is the gradient itself.
+    kept = block * widths.reduce if zero == 0 and widths.reduce != widths.master else 0
+    waiting = root * widths.compute
     return State(
         masters=exactly((held.trainable_shard + held.frozen_shard) * widths.master),
-        copies=_copies(held, widths, zero=zero, shard=shard),
+        copies=exactly(copies * widths.compute),
+        gathering=_gathering(held, zero=zero, shard=shard) * widths.compute,
         shards=exactly(held.trainable_shard * widths.master),
         waiting=_waiting(held, widths, zero=zero, micro_steps=micro_steps),
-        in_flight=_in_flight(held, widths, zero=zero, shard=shard),
+        in_flight=Band(block * widths.compute, waiting + kept + _reducing(block, widths, shard=shard)),
+        last=kept + _reducing(root, widths, shard=shard),
         optimizer=exactly(held.trainable_shard * widths.optimizer),
         update=exactly(held.trainable_shard * widths.update),
         grown=micro_steps == 1,
@@ -100,23 +110,24 @@ def backward_memory(
     workspace: Band = NOTHING,
     communicators: Band = NOTHING,
 ) -> Memory:
-    """The fullest moment of forward and backward.
+    """The fullest moment of forward and backward: its end, its beginning or somewhere between, whichever holds most.
 
     With one micro-step the gradients grow block by block as the activations are given back, so only
-    their excess over the activations adds to the peak (blocks taken as equal); with more, they are
-    there from the first.
+    their excess over the activations adds to the peak (blocks taken as equal; lower bound: the gathered
+    copies make room as well). With more micro-steps they are there from the first.
     """
-    kept = _excess(state.shards, activations) if state.grown else state.shards + state.waiting
-    gradients = kept + state.in_flight
+    gradients = _gradients(state, activations=activations)
+    before = 0.0 if state.grown else (state.shards + state.waiting).high
+    gathering = Band(0.0, max(0.0, before + state.gathering - gradients.high))
     return Memory(
-        parameters=state.masters + state.copies,
+        parameters=state.masters + state.copies + gathering,
         gradients=gradients,
         optimizer=state.optimizer,
         activations=activations,
         logits=logits,
         workspace=workspace,
         communicators=communicators,
-        slack=allocator_slack(state.copies + gradients + activations + logits),
+        slack=allocator_slack(state.copies + gathering + gradients + activations + logits),
     )
 
 
@@ -132,49 +143,42 @@ def update_memory(state: State, *, communicators: Band = NOTHING) -> Memory:
     )
 
 
-def _copies(held: Held, widths: Widths, *, zero: int, shard: int) -> Band:
-    """Gathered parameters in the compute dtype, and the gather's buffers.
+def _gathering(held: Held, *, zero: int, shard: int) -> int:
+    """Elements of gather buffers that forward holds beyond the copies.
 
-    FSDP2 copies even where nothing is to be gathered, so ZeRO 0 holds masters and copies. ZeRO 3:
-    the root, the current block and the buffer of the next (lower); in forward the buffer of the
-    current one is still held, or the root's larger one is not yet returned (upper).
+    The unit at hand is copied out of its buffer while the next one's fills: two blocks, or at the
+    start the root. Under ZeRO 3 the copies already count the block that is fetched ahead.
     """
-    buffers = max(2 * held.block, held.root) if shard > 1 else 0
-    if zero < 3:
-        whole = held.trainable + held.frozen
-        return Band(whole, whole + buffers) * widths.compute
-    ahead = held.block if shard > 1 else 0
-    current = held.root + held.block
-    return Band(current + ahead, current + buffers) * widths.compute
+    if shard == 1:
+        return 0
+    return max(2 * held.block, held.root) - (held.block if zero == 3 else 0)
 
 
 def _waiting(held: Held, widths: Widths, *, zero: int, micro_steps: int) -> Band:
     """Whole gradients in the reduce dtype where the reduction waits for the last micro-step (ZeRO 0 and 1).
 
-    Only what exceeds the shards: the last backward gives them back unit by unit as the shards
-    appear. Upper under ZeRO 1: none given back before all shards are there.
+    Only what exceeds the shards: the last backward gives them back unit by unit as the shards appear.
     """
     if zero >= 2 or micro_steps == 1:
         return NOTHING
     whole = float(held.trainable * widths.reduce)
-    beyond = max(0.0, whole - held.trainable_shard * widths.master)
-    return exactly(beyond) if zero == 0 else Band(beyond, whole)
+    return exactly(max(0.0, whole - held.trainable_shard * widths.master))
 
 
-def _in_flight(held: Held, widths: Widths, *, zero: int, shard: int) -> Band:
-    """Gradients on their way: the block just computed, the reduce-scatter input of the one before, its result.
+def _reducing(unit: int, widths: Widths, *, shard: int) -> float:
+    """Bytes while one unit of `unit` elements is reduced: its gradients, the reduce-scatter's input and result."""
+    return unit * (widths.compute + widths.reduce) + unit / shard * (widths.reduce + widths.master)
 
-    The root's wait until the end (upper). Replicated parameters keep an all-reduce buffer as well.
+
+def _gradients(state: State, *, activations: Band) -> Band:
+    """Gradients at the fullest moment, beyond the activations of that moment.
+
+    In the middle of backward, or at its end, when the activations are gone and the root's are reduced.
     """
-    block, root = held.block_trainable, held.root_trainable
-    waiting = block * (widths.compute + widths.reduce) + root * widths.compute
-    last = root * (widths.compute + widths.reduce)
-    result = max(block, root) / shard * (widths.reduce + widths.master)
-    replicated = max(block, root) * widths.reduce if zero == 0 else 0
-    return Band(block * widths.compute, max(waiting, last) + result + replicated)
-
-
-def _excess(gradients: Band, activations: Band) -> Band:
-    """How far the gradients outgrow the activations that made room for them: max(A, G) - A for either bound."""
-    high = max(0.0, gradients.high - activations.high)
-    return Band(min(high, max(0.0, gradients.low - activations.low)), high)
+    kept = state.shards + state.waiting
+    at_end = kept.high + state.last - activations.high
+    if not state.grown:
+        return Band(kept.low + state.in_flight.low, max(kept.high + state.in_flight.high, at_end))
+    low = max(0.0, kept.low - activations.low - state.copies.low) + state.in_flight.low
+    high = max(max(0.0, kept.high - activations.high) + state.in_flight.high, at_end)
+    return Band(min(low, high), high)

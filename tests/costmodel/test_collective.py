@@ -49,6 +49,11 @@ paths = st.builds(
 )
 
 
+points_lists = st.lists(
+    st.tuples(st.floats(1, 1e10), st.floats(1e-6, 1e-1)), min_size=1, max_size=6, unique_by=lambda point: point[0]
+).map(sorted)
+
+
 @st.composite
 def crossings(draw: st.DrawFn) -> Crossing:
     nodes, per_node = draw(st.integers(1, 6)), draw(st.integers(1, 8))
@@ -66,11 +71,9 @@ def crossings(draw: st.DrawFn) -> Crossing:
 @st.composite
 def calibrations(draw: st.DrawFn) -> Calibration | None:
     """Anchors with the noise of real ones: some larger messages are measured faster than smaller ones."""
-    points = draw(
-        st.lists(st.tuples(st.floats(1, 1e10), st.floats(1e-6, 1e-1)), min_size=1, max_size=6, unique_by=lambda p: p[0])
-    )
+    points = draw(points_lists)
     group = (draw(st.integers(2, 16)), draw(st.sampled_from([1, 2])))
-    anchors = tuple(Anchors(op, *group, tuple(sorted(points))) for op in OPS)
+    anchors = tuple(Anchors(op, *group, tuple(points)) for op in OPS)
     return draw(st.sampled_from([None, Calibration("noisy", anchors)]))
 
 
@@ -134,6 +137,19 @@ def test_anchors_are_returned_as_measured(eight: Crossing) -> None:
     assert collective_time("all_reduce", 100, eight, calibration=CALIBRATED) == pytest.approx(39.8e-6)
     doubled = collective_time("all_reduce", 2**35, eight, calibration=CALIBRATED)
     assert doubled == pytest.approx(2 * 62341.0e-6)
+
+
+@given(points=points_lists, share=st.floats(0, 2), longer=st.floats(1, 10))
+def test_noisy_anchors_never_make_more_bytes_cheaper(
+    points: list[tuple[float, float]], share: float, longer: float
+) -> None:
+    size = points[-1][0] * share
+    assert interpolate(points, size) <= interpolate(points, size * longer) * (1 + 1e-9)
+    assert interpolate(points, points[0][0]) == points[0][1]
+
+
+def test_a_time_below_that_of_a_smaller_message_is_raised_to_it() -> None:
+    assert interpolate([(1.0, 3.0), (4.0, 2.0), (16.0, 5.0)], 4.0) == 3.0
 
 
 def test_points_left_out_are_found_again_between_anchors() -> None:

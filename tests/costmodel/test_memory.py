@@ -63,11 +63,13 @@ def test_zero_3_of_an_8b_model_on_four_ranks() -> None:
     assert parts.masters == exactly(WHOLE // 4 * 4)
     assert parts.optimizer == exactly(WHOLE // 4 * 8)
     assert parts.shards == exactly(WHOLE // 4 * 4)
-    assert parts.copies.low == 2 * (ROOT + 2 * BLOCK)
-    assert parts.copies.high == 2 * (ROOT + BLOCK + ROOT)  # the root's gather buffer outweighs two blocks'
+    assert parts.copies == exactly(2 * (ROOT + 2 * BLOCK))
+    assert parts.gathering == 2 * (ROOT - BLOCK)  # at the start: the root's buffer, not yet a second block
     assert parts.waiting == NOTHING
     whole_step = state.backward_memory(parts, activations=exactly(20 * GIB))
     assert whole_step.gradients.low == 2 * BLOCK  # the shards grow into the room the activations leave
+    assert whole_step.gradients.high == 6 * BLOCK + 2 * ROOT + 8 * BLOCK / 4
+    assert whole_step.parameters == parts.masters + parts.copies  # the gathers' buffers are gone by backward
 
 
 def test_zero_0_holds_masters_and_copies_of_everything() -> None:
@@ -80,9 +82,23 @@ def test_zero_0_holds_masters_and_copies_of_everything() -> None:
 def test_zero_1_keeps_whole_gradients_only_when_it_accumulates() -> None:
     assert state_of(1).waiting == state_of(2, micro_steps=4).waiting == state_of(3, micro_steps=4).waiting == NOTHING
     accumulating = state_of(1, micro_steps=4)
-    assert accumulating.waiting == Band(4 * WHOLE - 4 * (WHOLE // 4), 4 * WHOLE)
+    assert accumulating.waiting == exactly(4 * WHOLE - 4 * (WHOLE // 4))
     bf16_sums = state_of(0, micro_steps=4, widths=replace(MIXED, reduce=2))
     assert bf16_sums.waiting == NOTHING  # the fp32 shards of ZeRO 0 are the larger
+
+
+def test_without_gradients_the_gathers_of_forward_are_the_peak() -> None:
+    frozen = Held(0, 0, block=BLOCK, block_trainable=0, root=0, root_trainable=0, frozen=4 * BLOCK, frozen_shard=BLOCK)
+    moment = state.backward_memory(state.state_memory(frozen, MIXED, zero=2, pool=4), activations=NOTHING)
+    assert moment.parameters == Band(4 * BLOCK + 2 * 4 * BLOCK, 4 * BLOCK + 2 * 4 * BLOCK + 2 * 2 * BLOCK)
+
+
+def test_a_large_root_is_reduced_last() -> None:
+    """Once the activations are gone, the root's own reduction may be the fullest moment."""
+    headed = Held(10 * BLOCK, 5 * BLOCK, block=BLOCK, block_trainable=BLOCK, root=8 * BLOCK, root_trainable=8 * BLOCK)
+    parts = state.state_memory(headed, MIXED, zero=3, pool=2)
+    gradients = state.backward_memory(parts, activations=exactly(BLOCK)).gradients
+    assert gradients.high + BLOCK == 4 * 5 * BLOCK + 8 * BLOCK * (2 + 4) + 8 * BLOCK / 2 * (4 + 4)
 
 
 @pytest.mark.parametrize("micro_steps", [1, 4])
@@ -115,7 +131,7 @@ def test_frozen_parameters_cost_no_gradient_and_no_state(
         frozen_shard=held.trainable_shard + held.frozen_shard,
     )
     assert moment(frozen).gradients == moment(frozen).optimizer == NOTHING
-    assert moment(frozen).parameters == moment(held).parameters
+    assert moment(frozen).parameters.low == moment(held).parameters.low
     assert moment(frozen).total.high <= moment(held).total.high
 
 
