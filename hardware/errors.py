@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FourfoldError(Exception):
-    """A mistake or a limit the user can do something about; its text says what was asked, found, where, and what works."""
+    """A mistake or a limit the user can do something about; its text says what, where, and what works."""
 
     exit_code = 1
 
