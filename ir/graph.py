@@ -125,7 +125,7 @@ INPUTS = ("tokens", "positions", "targets", "weights")
 class Graph:
     """A whole model, tokens -> loss.
 
-    `tied` maps an alias parameter to its owner; `parts` lists split fused weights; `suffix` holds the elementwise
+    `tied` maps other names of a shared parameter to the one used here; `parts` lists split fused weights; `suffix` holds the elementwise
     nodes that turn the head's product, called `logits`, into the model's logits.
     """
 
@@ -139,11 +139,9 @@ class Graph:
     notes: tuple[str, ...] = ()
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter once, by full name; tied ones under their owner's name."""
-        for call in self.calls:
-            for name, value in self.blocks[call.block].parameters.items():
-                if call.fqn(name) not in self.tied:
-                    yield call.fqn(name), value
+        """Every parameter once, by full name."""
+        found = {call.fqn(n): v for call in self.calls for n, v in self.blocks[call.block].parameters.items()}
+        yield from found.items()
 
     @cached_property
     def counts(self) -> dict[str, int]:

@@ -39,7 +39,8 @@ def _capture(model: nn.Module, dtype: torch.dtype, *, training: bool) -> Graph:
     aliases = dict(model.named_parameters(remove_duplicate=False))
     owners = {id(p): name for name, p in model.named_parameters()}
     trainable = {name: p.requires_grad for name, p in aliases.items()}
-    flat = Flattener(program, trainable).run()
+    owner = {name: owners[id(p)] for name, p in aliases.items()}
+    flat = Flattener(program, trainable, owner).run()
     for rewrite in REWRITES:
         flat = rewrite(flat)
     flat, suffix = with_loss(flat)
@@ -47,7 +48,7 @@ def _capture(model: nn.Module, dtype: torch.dtype, *, training: bool) -> Graph:
     for block in blocks.values():
         check(block)
     used = {call.fqn(p) for call in calls for p in blocks[call.block].parameters}
-    tied = {a: owners[id(p)] for a, p in aliases.items() if a in used and owners[id(p)] != a}
+    tied = {alias: name for alias, name in owner.items() if alias != name}
     parts = {name: part for name, part in flat.parts.items() if name in used}
     graph = Graph(type(model).__name__, "", blocks, calls, tied, parts, suffix, tuple(notes))
     digest = hashlib.sha256(to_json(replace(graph, notes=())).encode()).hexdigest()[:16]

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from fourfold.hardware.errors import UsageError
+from fourfold.ir import graph as graph_module
 from fourfold.ir.graph import Graph
 from fourfold.ir.serial import from_plain, to_json
 
-VERSION = 1
-"""Raised whenever capture would write another graph for the same model."""
+OWN = (Path(__file__).parent, Path(graph_module.__file__).parent)
+"""The folders whose code decides what a captured graph says: another version of them captures anew."""
 
 
 def folder() -> Path:
@@ -26,7 +27,9 @@ def folder() -> Path:
 
 def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
     """A digest of the model's modules, their settings and source, its parameters, and the versions that capture it."""
-    digest = hashlib.sha256(f"{VERSION} {torch.__version__} {dtype} {training}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {dtype} {training}".encode())
+    for path in sorted(p for folder in OWN for p in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
     kinds = set()
     for name, module in model.named_modules(remove_duplicate=False):
         kinds.add(type(module))

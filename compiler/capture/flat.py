@@ -39,10 +39,10 @@ class Flat:
 
 
 class Flattener:
-    """Walks an exported program once; `env` maps its nodes to our arguments."""
+    """Walks an exported program once; `env` maps its nodes to our arguments, `owner` a tied parameter to its first name."""
 
-    def __init__(self, program: ExportedProgram, trainable: dict[str, bool]) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, trainable: dict[str, bool], owner: dict[str, str]) -> None:
+        self.program, self.owner = program, owner
         self.flat = Flat()
         self.env: dict[Any, Any] = {}
         self.trainable = trainable
@@ -87,12 +87,13 @@ class Flattener:
             self.grad["tokens"] = False
             return
         tensor = Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        name = self.owner.get(spec.target, spec.target)
         if spec.kind == InputKind.PARAMETER:
-            self.flat.parameters[spec.target] = replace(tensor, grad=self.trainable[spec.target])
+            self.flat.parameters[name] = replace(tensor, grad=self.trainable[name])
         else:
-            self.flat.buffers[spec.target] = tensor
-        self.grad[spec.target] = self.trainable.get(spec.target, False)
-        self.env[node] = Ref(spec.target)
+            self.flat.buffers[name] = tensor
+        self.grad[name] = self.trainable.get(name, False)
+        self.env[node] = Ref(name)
 
     def _call(self, node: Any) -> None:
         if node.target is operator.getitem:

@@ -1,0 +1,136 @@
+"""Runs the calls of a graph for one micro-step: skeleton containers around runners, recompute as the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fourfold.backends import skeleton
+from fourfold.backends.batching import Packed
+from fourfold.backends.kernels.documents import Documents
+from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
+from fourfold.backends.emit import suffix_function
+from fourfold.backends.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.ranks import Ranks
+from fourfold.backends.runner import Runner, recomputed
+from fourfold.ir.graph import Graph
+from fourfold.ir.plan import Layout, Plan
+from fourfold.ir.rule import State
+
+
+CHUNK = 2048
+"""Tokens whose logits exist at once."""
+
+
+class Engine:
+    """The lowered blocks of one plan on one rank, and where their parameters live."""
+
+    def __init__(self, plan: Plan, graph: Graph, ranks: Ranks, *, compiled: bool) -> None:
+        self.plan, self.graph, self.ranks = plan, graph, ranks
+        self.scale = 1.0
+        self.suffix = suffix_function(graph.suffix) if graph.suffix else None
+        self.lowered = {
+            name: lower(block, plan.layouts.get(name, Layout()), ranks.tensor, ranks.device)
+            for name, block in graph.blocks.items()
+        }
+        self.runners = {name: self._runner(low, compiled) for name, low in self.lowered.items()}
+        self.stored = self._stored()
+        self.slots: list[dict[str, skeleton.Slot]] = []
+        self.units: dict[int, tuple[skeleton.Container, ...]] = {}
+
+    @property
+    def loss_is_partial(self) -> bool:
+        """Whether each tensor rank holds only its tokens' loss."""
+        last = self.lowered[self.graph.calls[-1].block]
+        return any(isinstance(s, Mixer) and s.node.op == "loss" and s.cut == "t" for s in last.steps)
+
+    def place(self, root: skeleton.Container) -> None:
+        """Finds the parameters of every call in the tree."""
+        calls = self.graph.calls
+        self.slots = [skeleton.slots(root, self.graph, c, self.lowered[c.block].partial) for c in calls]
+        self.units = dict(skeleton.units(root, self.graph))
+
+    def loss(self, root: Any, packed: Packed, *, scale: float, training: bool) -> Tensor:
+        """This rank's share of the loss of one micro-step, times `scale`."""
+        self.scale = scale
+        documents = Documents.of(packed.lengths, self.ranks.device)
+        given = (packed.tokens, packed.positions, packed.targets, packed.weights)
+        found: Tensor = root(lambda: self._calls(given, documents, training))
+        return found
+
+    def _calls(self, given: tuple[Tensor, ...], documents: Documents, training: bool) -> Tensor:
+        made: list[tuple[Tensor, ...]] = []
+        for i, call in enumerate(self.graph.calls):
+            inputs = tuple(given[s.output] if s.call < 0 else made[s.call][s.output] for s in call.sources)
+            made.append(self._call(i, inputs, documents, training))
+        return made[-1][0]
+
+    def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Documents, training: bool) -> tuple[Tensor, ...]:
+        call = self.graph.calls[index]
+        runner, slots = self.runners[call.block], self.slots[index]
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return runner.run(tensors, {name: slot.local() for name, slot in slots.items()}, documents)
+
+        how = self.plan.recompute[index] if training and self.plan.recompute else "none"
+        return _nested(self.units.get(index, ()), recomputed(run, how))(*inputs)
+
+    def _runner(self, low: Lowered, compiled: bool) -> Runner:
+        functions = tuple(self._function(s, compiled) if isinstance(s, Region) else None for s in low.steps)
+        return Runner(low, functions, self.ranks.tensor, self._loss)
+
+    def _function(self, region: Region, compiled: bool) -> Callable[..., tuple[Tensor, ...]]:
+        if not compiled:
+            return region.function
+        fixed = len(self.plan.workload.lengths) == 1
+        function: Callable[..., tuple[Tensor, ...]] = torch.compile(region.function, dynamic=False if fixed else None)
+        return function
+
+    def _stored(self) -> dict[str, State]:
+        """How each parameter lies on the tensor axis, by full name; calls that share one must agree."""
+        found: dict[str, State] = {}
+        for call in self.graph.calls:
+            for name, state in self.lowered[call.block].stored.items():
+                full = call.fqn(name)
+                assert found.setdefault(full, state) == state, f"{full} is cut in two ways"
+        return found
+
+    def _loss(self, step: Mixer, inputs: tuple[Tensor, ...]) -> Tensor:
+        x_1TD, weight, targets_T, weights_T, *parameters = inputs
+        transposed = bool(dict(step.node.kwargs).get("transposed"))
+        weight_VD = weight.t() if transposed else weight
+        rows = weight_VD.shape[0]
+        vocabulary = Vocabulary(0, rows)
+        if step.cut == "v":
+            start = self.ranks.tensor.rank * rows
+            vocabulary = Vocabulary(start, start + rows, self._reduce)
+        return linear_cross_entropy(
+            x_1TD[0],
+            weight_VD,
+            targets_T,
+            weights_T,
+            scale=self.scale,
+            chunk=CHUNK,
+            vocab=vocabulary,
+            suffix=self.suffix,
+            parameters=tuple(parameters),
+        )
+
+    def _reduce(self, tensor: Tensor, how: str) -> None:
+        kind = dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM
+        dist.all_reduce(tensor, kind, group=self.ranks.mesh["tp"].get_group())
+
+
+def _nested(containers: tuple[skeleton.Container, ...], run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` inside every container of a unit, so that its parameters are gathered before and sharded after."""
+    for container in reversed(containers):
+        run = _inside(container, run)
+    return run
+
+
+def _inside(container: skeleton.Container, run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *tensors: container(run, *tensors)

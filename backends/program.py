@@ -1,0 +1,183 @@
+"""A plan that runs: parameters in shards, one step over a global batch, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from fourfold.backends import batching, compat, skeleton, weights
+from fourfold.backends.engine import Engine
+from fourfold.backends.ranks import Ranks, join
+from fourfold.hardware.errors import RunError, UsageError
+from fourfold.ir.graph import TOKENS, Graph
+from fourfold.ir.plan import Plan
+from fourfold.ir.rule import State
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run, beside the plan: whether regions are compiled (None: on a GPU), and on what device."""
+
+    compile: bool | None = None
+    device: torch.device | None = None
+
+
+class Program:
+    """The compiled training program of one rank. Made by `fourfold.compile`; needs torchrun for more than one rank."""
+
+    def __init__(self, model: nn.Module, plan: Plan, graph: Graph, options: Options) -> None:
+        self.plan, self.model = plan, model
+        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device)
+        compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
+        self.engine = Engine(plan, graph, self.ranks, compiled=compiled)
+        self.graph = graph
+        self.root = self._sharded(graph)
+        self.limit = _position_limit(graph)
+        self.tokens_seen = 0
+        self.steps_done = 0
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter once, as DTensors: what an optimizer takes."""
+        return (p for p in self.root.parameters() if p.requires_grad)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """With their full names; fused weights as their parts."""
+        return self.root.named_parameters()
+
+    def init(self, seed: int = 0) -> None:
+        """Initialises every parameter with the model's own initialisers: same seed, same weights under every plan.
+
+        Raises ModelError listing the tensors that no initialiser sets.
+        """
+        source = weights.initialised(self.model, seed, self.ranks.device)
+        weights.require_all(self._fill(source), f"{type(self.model).__name__}'s own initialisation")
+
+    def copy_from(self, model: nn.Module) -> None:
+        """Takes the weights of a plain module with the same parameters, whole on every rank."""
+        weights.require_all(self._fill(weights.copied(model)), f"this {type(model).__name__}")
+
+    def step(self, batch: Sequence[Any]) -> float:
+        """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
+
+        batch: sequences of any lengths, the same list on every rank (see batching.documents). Returns the loss: summed
+        over supervised targets, divided by their weight in the whole batch. Raises UsageError for an empty batch or a
+        sequence too long, RunError when ranks pass different batches.
+        """
+        loss = self._run(batch, backward=True)
+        self.steps_done += 1
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, batch: Sequence[Any]) -> float:
+        """The loss of the global batch without gradients or dropout."""
+        return self._run(batch, backward=False)
+
+    def clip_grad_norm_(self, limit: float) -> float:
+        """Scales all gradients so that their global norm is at most `limit`; returns the norm before, on every rank."""
+        total = nn.utils.clip_grad_norm_(list(self.parameters()), limit)
+        whole = total.full_tensor() if isinstance(total, DTensor) else total
+        return float(whole)
+
+    def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
+        docs = self._agreed(batch)
+        dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
+        total = float(sum(float(d.weights.sum()) for d in docs))
+        mine = dealt[self.ranks.pool_rank]
+        loss = torch.zeros((), dtype=torch.float64, device="cpu" if self.ranks.device.type == "cpu" else self.ranks.device)
+        for k, micro in enumerate(mine):
+            packed = batching.pack([docs[i] for i in micro.documents], bucket=self.plan.bucket, device=self.ranks.device)
+            self._schedule(last=k == len(mine) - 1)
+            part = self.engine.loss(self.root, packed, scale=1.0 / total if total else 0.0, training=backward)
+            if backward:
+                part.backward()
+            loss += part.detach()
+        self.tokens_seen += sum(len(d) for d in docs) if backward else 0
+        return self._joined(loss)
+
+    def _agreed(self, batch: Sequence[Any]) -> tuple[batching.Document, ...]:
+        """The documents, after every rank was seen to hold the same ones; a rank's own error is told to all."""
+        error: UsageError | None = None
+        docs: tuple[batching.Document, ...] = ()
+        try:
+            docs = batching.documents(batch)
+            self._fits(docs)
+        except UsageError as found:
+            error = found
+        mine = torch.tensor((-1, -1) if error else batching.digest(docs), dtype=torch.int64, device=self.ranks.device)
+        world = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(world, mine)
+        if error is not None:
+            raise error
+        rows = [tuple(int(v) for v in row) for row in torch.stack(world).tolist()]
+        bad = [r for r, row in enumerate(rows) if row != rows[0]]
+        if bad:
+            what = "lengths" if any(rows[r][0] != rows[0][0] for r in bad) else "tokens, labels or weights"
+            raise RunError(f"rank {bad[0]} passed other {what} to step() than rank 0: every rank must pass the same global batch")
+        return docs
+
+    def _fits(self, docs: tuple[batching.Document, ...]) -> None:
+        longest = max(len(d) for d in docs)
+        if self.limit is not None and longest > self.limit:
+            raise UsageError(f"a sequence has {longest} tokens and the model's table of positions {self.limit}: cut it")
+
+    def _schedule(self, *, last: bool) -> None:
+        """Which micro-step gathers parameters anew and which reduces gradients: the ZeRO stage."""
+        zero = self.plan.zero
+        self.root.set_requires_gradient_sync(last or zero >= 2)
+        self.root.set_is_last_backward(last)
+        if zero < 3:
+            self.root.set_reshard_after_backward(last)
+
+    def _joined(self, loss: Tensor) -> float:
+        """The sum over the pool, and over tp where each of its ranks holds a part."""
+        value = loss.to(torch.float64 if self.ranks.device.type == "cpu" else torch.float32)
+        dist.all_reduce(value)
+        shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
+        return float(value) / shared
+
+    def _fill(self, source: weights.Lookup) -> tuple[str, ...]:
+        placements = {n: Shard(s.dim) if s.kind == "S" else Replicate() for n, s in self.engine.stored.items()}
+        place = weights.tensor_part(placements, self.ranks.tensor.rank, self.ranks.tensor.size)
+        return weights.fill(self.root, self.graph, source, place)
+
+    def _sharded(self, graph: Graph) -> Any:
+        """The skeleton with its parameters sharded over the pool, materialised on the device, not yet filled."""
+        precision = self.plan.precision
+        parameter, compute, reduce = (getattr(torch, d) for d in (precision.parameter, precision.compute, precision.reduce))
+        root = skeleton.build(graph, self.engine.stored, (parameter, compute), self.ranks.tp)
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute if compute != parameter else None,
+            reduce_dtype=reduce if reduce != compute else None,
+            cast_forward_inputs=False,
+        )
+        keep = {"mesh": self.ranks.data, "reshard_after_forward": self.plan.zero == 3, "mp_policy": policy}
+        self.engine.place(root)
+        for containers in self.engine.units.values():
+            fully_shard(list(containers) if len(containers) > 1 else containers[0], **keep)
+        fully_shard(root, **keep)
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                compat.sum_gradients(module)
+        return root.to_empty(device=self.ranks.device)
+
+
+def _position_limit(graph: Graph) -> int | None:
+    """Rows of the shortest table that is read by position."""
+    rows = []
+    for block in graph.blocks.values():
+        for node in block.nodes:
+            if node.op == "embedding" and node.refs()[1] == "positions":
+                rows.append(block.value(node.refs()[0]).shape[0])
+    return min((r for r in rows if r != TOKENS), default=None)
+
+
+def whole_states(graph: Graph) -> dict[str, State]:
+    """Every parameter whole: the layout without a tensor axis."""
+    return {name: State("R") for name, _ in graph.parameters()}

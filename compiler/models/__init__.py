@@ -1,0 +1,1 @@
+"""Models that ship with Fourfold, plain modules like any user's."""
