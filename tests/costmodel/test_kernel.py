@@ -78,7 +78,7 @@ def test_matmul_lies_between_the_hard_roofline_and_the_sum(
 def test_attention_efficiency_rises_to_its_ceiling(h200: Device, length: float, longer: float) -> None:
     fit = h200.attention_forward
     short, long = (kernel.attention_efficiency(tokens, fit) for tokens in (length, length * longer))
-    assert 0 < short <= long <= fit.ceiling
+    assert 0 < short <= long * (1 + 1e-9) <= fit.ceiling * (1 + 2e-9)
     assert kernel.attention_efficiency(fit.half_length, fit) == pytest.approx(fit.ceiling / 2)
 
 
