@@ -140,8 +140,7 @@ class CrossEntropy:
         lse_C = base_C + pair_2C[0].log()
         counted = coefficients_C != 0
         total = torch.where(counted, (lse_C - pair_2C[1]) * coefficients_C, 0.0).sum()
-        # exp(score - inf) is 0, so a token that does not count has no gradient however wild its logits are.
-        return total, torch.where(counted, lse_C, float("inf")), index_C
+        return total, lse_C, index_C
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +181,8 @@ def gradient(scores_CV: Tensor, index_C: Tensor, lse_C: Tensor, coefficients_C: 
     wide_CV.sub_(lse_C.unsqueeze(1)).exp_()
     hit_CV = torch.arange(scores_CV.shape[1], device=scores_CV.device) == index_C.unsqueeze(1)
     wide_CV.add_(hit_CV, alpha=-1).mul_(coefficients_C.unsqueeze(1))
+    # A token that does not count has no gradient even where its logits overflow and give no number.
+    wide_CV.masked_fill_((coefficients_C == 0).unsqueeze(1), 0.0)
     if wide_CV.dtype != scores_CV.dtype:
         scores_CV.copy_(wide_CV)
 

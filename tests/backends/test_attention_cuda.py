@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.backends.kernels import attention_cudnn
-from fourfold.backends.kernels.attention import named
+from fourfold.backends.kernels.attention import BACKWARD, named
 from fourfold.backends.kernels.attention_case import Gradients, Softmax
 from fourfold.backends.kernels.attention_reference import REFERENCE
 from fourfold.backends.kernels.documents import Documents, Span, dense, dense_lse, packed, packed_lse
@@ -175,3 +175,15 @@ def test_equals_the_reference(
     gradients = named(kernel).backward(grad, q, k, v, out, lse, documents, softmax)
     wanted_gradients = REFERENCE.backward(grad, q, k, v, out, lse, documents, softmax)
     torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("kernel", ("aten_flash", "aten_cudnn", "mixed"))
+def test_the_gradient_of_a_sum_reaches_the_kernel_as_a_real_tensor(kernel: str) -> None:
+    lengths = (24, 3, 20)
+    q, k, v = torch.randn(3, 47, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    documents, softmax = Documents.of(lengths, "cpu"), Softmax(0.3, True, None)
+    out, lse = REFERENCE.forward(q, k, v, documents, softmax)
+    grad = torch.ones((), dtype=torch.float64).expand_as(out)
+    found = BACKWARD(grad, q, k, v, out, lse, documents.offsets, list(lengths), 0.3, True, None, kernel)
+    torch.testing.assert_close(tuple(found), REFERENCE.backward(grad, q, k, v, out, lse, documents, softmax))
