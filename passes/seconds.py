@@ -1,0 +1,157 @@
+"""Seconds of one op in one cut, and of one collective on an axis: where rules meet the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from fourfold.costmodel.collective import collective_time
+from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, stream_time
+from fourfold.hardware.machine import Calibration, Crossing, Device
+from fourfold.ir.graph import TOKENS, Block, Graph, Node, Tensor
+from fourfold.ir.ops import op_of
+from fourfold.ir.plan import SIZES
+from fourfold.ir.rule import PARTIAL, WHOLE, Rule
+
+RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+"""The cost model's name of the unit that multiplies each dtype."""
+
+FUSIBLE = ("pointwise", "norm", "free")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds forward and backward."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.forward + other.forward, self.backward + other.backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one micro-step of one rank holds: tokens, causal pairs, and the token-weighted mean document length."""
+
+    tokens: int
+    pairs: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Prices ops of one model on one device: `tensor` is what the tensor axis crosses, `load` a micro-step."""
+
+    graph: Graph
+    device: Device
+    tensor: Crossing
+    calibration: Calibration | None
+    load: Load
+
+    @cached_property
+    def moved(self) -> Mapping[str, Mapping[str, float]]:
+        """Bytes each elementwise node moves, by block."""
+        return {name: traffic(block, self) for name, block in self.graph.blocks.items()}
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether elementwise chains run as one kernel: compiled on a GPU, op by op on a CPU."""
+        return self.device.vendor != "cpu"
+
+    def move(self, op: str, size: float) -> float:
+        """One collective on the tensor axis over `size` bytes (conventions of collective_time)."""
+        return collective_time(op, size, self.tensor, calibration=self.calibration)  # type: ignore[arg-type]
+
+    def op(self, node: Node, rule: Rule, cut: str, block: Block) -> Times:
+        """One op on one rank; `cut` divides its work by the axis."""
+        share = 1 if cut in (WHOLE, PARTIAL) else self.tensor.size
+        kind = op_of(node).kind
+        if kind == "matmul":
+            return self._matmul(node, rule, share, block)
+        if kind == "attention":
+            return self._attention(node, share, block)
+        if kind == "loss":
+            return self._loss(node, rule, share, block)
+        if kind == "gather":
+            return self._gather(node, share, block)
+        moved = self.moved[block.name].get(node.name, 0.0) / share
+        return Times(self._stream(moved), self._stream(2.0 * moved if node.value.grad else 0.0))
+
+    def size(self, value: Tensor) -> float:
+        """Bytes of a whole value for this micro-step."""
+        return float(SIZES[value.dtype] * prod(self.load.tokens if d == TOKENS else d for d in value.shape))
+
+    def _stream(self, moved: float) -> float:
+        return stream_time(moved, self.device) if moved else 0.0
+
+    def _matmul(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
+        values = [block.value(r) for r in node.refs()]
+        flops = 2.0 * rule.points(self.load.tokens) / share
+        moved = (sum(self.size(v) for v in values) + self.size(node.value)) / share
+        one = matmul_time(flops, moved, RATES[node.value.dtype], self.device)
+        return Times(one, one * sum(v.grad for v in values))
+
+    def _attention(self, node: Node, share: int, block: Block) -> Times:
+        _, heads, _, width = block.value(node.refs()[0]).shape
+        pairs = self.load.pairs if dict(node.kwargs)["causal"] else 2.0 * self.load.pairs
+        flops = attention_flops(1, width, pairs) * heads / share
+        dtype = RATES[node.value.dtype]
+        forward = attention_time(flops, self.load.length, backward=False, dtype=dtype, device=self.device)
+        backward = attention_time(flops, self.load.length, backward=True, dtype=dtype, device=self.device)
+        return Times(forward, backward if node.value.grad else 0.0)
+
+    def _loss(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
+        """Three products and four passes over the logits, all in forward; backward scales what was made."""
+        x, weight = (block.value(r) for r in node.refs()[:2])
+        vocabulary = max(weight.shape) if weight.shape[0] == x.shape[-1] else weight.shape[0]
+        flops = 2.0 * self.load.tokens * prod(weight.shape) / share
+        moved = (self.size(x) + self.size(weight)) / share
+        product = matmul_time(flops, moved, RATES[x.dtype], self.device)
+        logits = 4.0 * self.load.tokens * vocabulary * SIZES[x.dtype] / share
+        return Times(3 * product + self._stream(logits), self._stream(2.0 * (self.size(x) + 2.0 * self.size(weight) / share)))
+
+    def _gather(self, node: Node, share: int, block: Block) -> Times:
+        """Rows read and written; backward adds them into a gradient of the table's size."""
+        table = block.value(node.refs()[0])
+        rows = 2.0 * self.size(node.value) / share
+        return Times(self._stream(rows), self._stream(rows + 2.0 * self.size(table) / share) if table.grad else 0.0)
+
+
+def traffic(block: Block, seconds: Seconds) -> dict[str, float]:
+    """Bytes each elementwise node moves: fused chains read what products made, and write what products or others read."""
+    made = {node.name: node for node in block.nodes}
+    if not seconds.fused:
+        return {n.name: sum(seconds.size(block.value(r)) for r in n.refs()) + seconds.size(n.value) for n in block.nodes if op_of(n).kind in ("pointwise", "norm")}
+    found: dict[str, float] = {}
+    seen: set[str] = set()
+    read_by_others = _read_by_others(block, made)
+    for node in block.nodes:
+        if op_of(node).kind not in ("pointwise", "norm"):
+            continue
+        moved = seconds.size(node.value) if node.name in read_by_others else 0.0
+        for name in node.refs():
+            root = root_of(name, made)
+            if root not in seen and (root not in made or op_of(made[root]).kind not in FUSIBLE):
+                seen.add(root)
+                moved += seconds.size(block.value(root))
+        found[node.name] = moved
+    return found
+
+
+def root_of(name: str, made: Mapping[str, Node]) -> str:
+    """The value a chain of views looks at."""
+    while name in made and op_of(made[name]).kind == "free" and made[name].refs():
+        name = made[name].refs()[0]
+    return name
+
+
+def _read_by_others(block: Block, made: Mapping[str, Node]) -> set[str]:
+    """Elementwise values that a product, a mixer or another block reads."""
+    found = {root_of(o, made) for o in block.outputs}
+    for node in block.nodes:
+        if op_of(node).kind not in FUSIBLE:
+            found.update(root_of(r, made) for r in node.refs())
+    return found
