@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Final
 
 from fourfold.hardware import document
 from fourfold.hardware.errors import ProfileError
-from fourfold.hardware.library import Library, near, open_library, shown
+from fourfold.hardware.library import Library, open_for, open_library, shown
 from fourfold.hardware.schema import KINDS
 from fourfold.hardware.spec import parse
 
-ORDER: Final = {kind: place for place, kind in enumerate(("cluster", "node", "device", "calibration"))}
+ORDER: Final = {kind: place for place, kind in enumerate(("cluster", "node", "device", "calibration", "broken"))}
 
 
 def catalog() -> tuple[tuple[str, str, str], ...]:
-    """Every profile that can be named, as (name, kind, summary): clusters, nodes, devices, calibrations. No bases."""
+    """Every profile that can be named, as (name, kind, summary): clusters, nodes, devices, calibrations. No bases.
+
+    A file that cannot be read is listed as broken, with the reason as its summary.
+    """
     found = []
     for name, files in open_library().files.items():
-        text = document.read(files[0], shown(files[0]))
-        if text.leaves.get("abstract") is not True and text.word("kind") in KINDS:
-            found.append((name, text.word("kind"), text.word("summary")))
+        try:
+            text = document.read(files[0], shown(files[0]))
+        except ProfileError as error:
+            found.append((name, "broken", str(error)))
+            continue
+        kind = text.word("kind")
+        if kind not in KINDS:
+            found.append((name, "broken", f"HW109 {text.file}: kind is {kind!r}"))
+        elif text.leaves.get("abstract") is not True:
+            found.append((name, kind, text.word("summary")))
     return tuple(sorted(found, key=lambda row: (ORDER[row[1]], row[0])))
 
 
@@ -34,11 +43,7 @@ def origin(name: str) -> tuple[tuple[str, str, str, str, str], ...]:
 
 def named(name: str) -> tuple[Library, str]:
     """The library to read `name` from, a profile's name or a .toml file, and the profile's name in it."""
-    wanted = parse(name)
-    library = open_library()
-    if not wanted.is_file:
-        return library, wanted.name
-    return library.with_file(Path(wanted.name))
+    return open_for(parse(name))
 
 
 def match(torch_name: str) -> str:
@@ -50,10 +55,9 @@ def match(torch_name: str) -> str:
     devices = [name for name, kind, _ in catalog() if kind == "device"]
     hits = [name for name in devices if _matches(library, name, torch_name)]
     if not hits:
-        close = near(torch_name.lower().replace(" ", "-"), devices)
         raise ProfileError(
-            f"HW302 no profile matches the device {torch_name!r}, and another part's numbers would be wrong{close} "
-            "write one with `fourfold hardware detect --write FILE`"
+            f"HW302 no profile matches the device {torch_name!r}, and another part's numbers would be wrong; "
+            "measure it with `fourfold hardware detect --write FILE`, or write a profile with match.name for it"
         )
     if len(hits) > 1:
         raise ProfileError(

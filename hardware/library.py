@@ -13,6 +13,7 @@ from fourfold.hardware.document import Document
 from fourfold.hardware.errors import ProfileError
 from fourfold.hardware.profile import Profile, inherit, originate
 from fourfold.hardware.schema import KINDS
+from fourfold.hardware.spec import Spec
 
 SHIPPED: Final = Path(__file__).resolve().parent / "profiles"
 
@@ -86,6 +87,19 @@ def open_library(folders: Iterable[Path] = ()) -> Library:
     for path in found.values():
         files[path.stem] = (*files.get(path.stem, ()), path)
     return Library(files)
+
+
+def open_for(wanted: Spec, folders: Iterable[str | Path] = ()) -> tuple[Library, str]:
+    """The library to look in, and the profile's name; profiles beside a given file are found before all others."""
+    given = tuple(Path(folder) for folder in folders)
+    if not wanted.is_file:
+        return open_library(given), wanted.name
+    path = Path(wanted.name)
+    if not path.is_file():
+        raise ProfileError(
+            f"HW112 {wanted.name}: no such file; give a .toml file or a name from `fourfold hardware list`"
+        )
+    return open_library((path.parent, *given)).with_file(path)
 
 
 def user_folders() -> tuple[Path, Path]:

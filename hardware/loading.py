@@ -15,7 +15,7 @@ from fourfold.hardware.build.node import first_devices, node_of
 from fourfold.hardware.build.reading import needed, weak
 from fourfold.hardware.checks import demand
 from fourfold.hardware.errors import ProfileError
-from fourfold.hardware.library import SHIPPED, Library, open_library
+from fourfold.hardware.library import SHIPPED, Library, open_for
 from fourfold.hardware.machine import Device
 from fourfold.hardware.parts import Group, Network, Node, Policy
 from fourfold.hardware.profile import Profile
@@ -50,7 +50,7 @@ def load(spec: str, *, folders: Iterable[str | Path] = (), calibration: str | No
     folders that apply to the node. Raises ProfileError, its text starting with an HW code.
     """
     wanted = parse(spec)
-    library, name = _library(wanted, folders)
+    library, name = open_for(wanted, folders)
     profile = demand(library.profile(name), library)
     members = tuple(_members(profile, wanted, library, calibration))
     networks, policy = _joined(profile, members)
@@ -69,19 +69,6 @@ def load(spec: str, *, folders: Iterable[str | Path] = (), calibration: str | No
         calibration=calibration_of(members[0].calibrations) if alike else None,
         assumptions=tuple(_assumptions(profile, members)),
     )
-
-
-def _library(wanted: Spec, folders: Iterable[str | Path]) -> tuple[Library, str]:
-    """The library to look in, and the profile's name; profiles beside a given file are found before all others."""
-    given = tuple(Path(folder) for folder in folders)
-    if not wanted.is_file:
-        return open_library(given), wanted.name
-    path = Path(wanted.name)
-    if not path.is_file():
-        raise ProfileError(
-            f"HW112 {wanted.name}: no such file; give a .toml file or a name from `fourfold hardware list`"
-        )
-    return open_library((path.parent, *given)).with_file(path)
 
 
 def _members(profile: Profile, wanted: Spec, library: Library, extra: str | None) -> Iterator[Member]:
@@ -154,13 +141,15 @@ def _calibrations(device: Profile, node: Profile | None, library: Library, extra
 
 
 def _measured_by_user(node: str, library: Library) -> list[Profile]:
+    """The user's calibrations of a node, oldest first; what cannot be read is for `check` to report."""
     found = []
-    for name, files in library.files.items():
-        if SHIPPED in files[0].parents:
-            continue
-        if library.read(name)[1].word("kind") == "calibration":
+    for name in (name for name, files in library.files.items() if SHIPPED not in files[0].parents):
+        try:
             profile = library.profile(name)
-            found += [profile] if node in profile.texts("applies_to.node") else []
+        except ProfileError:
+            continue
+        if profile.kind == "calibration" and node in profile.texts("applies_to.node"):
+            found.append(profile)
     return sorted(found, key=_date)
 
 

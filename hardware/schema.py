@@ -49,7 +49,7 @@ peak.*                rate? priced      dense rate with fp32 accumulation
 memory.capacity       bytes             the label on the box
 memory.usable         bytes required priced      what the driver reports, not the label
 memory.bandwidth      bandwidth required priced  read plus write
-memory.reserve        bytes required priced      context and communicator buffers, never the model's
+memory.reserve        bytes priced      context and communicator buffers, never the model's
 capability.collectives      text required priced   nccl, rccl or gloo
 capability.peer_access      flag         devices of one host read each other
 capability.copy_engine_p2p  flag         copies between devices without using units
@@ -92,11 +92,11 @@ fabric.*.uneven               flag              devices have unequal totals, and
 fabric.*.switches             list priced       devices under each PCIe switch
 fabric.*.uplink_per_direction     bandwidth priced  from one such switch upwards, shared
 fabric.*.cross_numa_per_direction bandwidth priced  between memory domains, shared
-fabric.*.latency.base         time priced       fixed time, large-message protocol
-fabric.*.latency.step         time priced       each step, large-message protocol
-fabric.*.latency.base_small   time priced       fixed time, small-message protocol
-fabric.*.latency.step_small   time priced       each step, small-message protocol
-fabric.*.latency.small_limit  bandwidth priced  rate limit of the small-message protocol
+fabric.*.latency.base         time required priced       fixed time, large-message protocol
+fabric.*.latency.step         time required priced       each step, large-message protocol
+fabric.*.latency.base_small   time required priced       fixed time, small-message protocol
+fabric.*.latency.step_small   time required priced       each step, small-message protocol
+fabric.*.latency.small_limit  bandwidth required priced  rate limit of the small-message protocol
 fabric.*.offload.collectives  texts priced      what the switch reduces
 fabric.*.offload.min_group    whole priced      smallest group that gains
 fabric.*.offload.gain         list priced       [group size, factor] pairs

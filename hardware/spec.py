@@ -28,7 +28,7 @@ class Spec:
 def parse(text: str) -> Spec:
     """The parts of `text`. Raises ProfileError HW113 for a count that is not a whole number of at least 1."""
     found = FORM.fullmatch(text.strip())
-    if found is None:
+    if found is None or (":" in found["name"] and not found["name"].endswith(".toml")):
         raise ProfileError(f"HW113 {text!r} is not a machine; write for example dgx-h200, dgx-h200:4 or dgx-h200@4")
     nodes = _count(text, found["nodes"], "nodes")
     return Spec(text.strip(), found["name"], nodes, _count(text, found["devices"], "devices of a node"))

@@ -23,7 +23,7 @@ FLOPS_PER_CLOCK: Final = {
     "gfx942": 2048,
     "gfx950": 4096,
 }
-RATIOS: Final = (("fp16", "fp8", 1.5, 2.6), ("fp8", "fp4", 1.3, 4.5), ("tf32", "bf16", 1.5, 4.0))
+RATIOS: Final = (("fp16", "fp8", 1.5, 2.6), ("fp8", "fp4", 1.3, 4.5), ("tf32", "bf16", 1.5, 3.0))
 
 
 def dtypes(profile: Profile, _: Library) -> Iterator[Finding]:

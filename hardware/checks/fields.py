@@ -55,19 +55,15 @@ def forms(profile: Profile, _: Library) -> Iterator[Finding]:
 
 
 def present(profile: Profile, _: Library) -> Iterator[Finding]:
-    """HW201, HW202, HW205: everything required is there."""
+    """HW201, HW202, HW205: everything required is there; what one table lacks is one message."""
     if profile.is_abstract:
         return
-    missing = [path for field in FIELDS[profile.kind].values() if field.required for path in _absent(profile, field)]
-    factors = [path for path in missing if path.startswith("uncalibrated.")]
-    for path in missing:
-        if path not in factors:
-            field = field_of(profile.kind, path)
-            meaning = "" if field is None else f": {field.meaning}"
-            yield "HW202" if path.startswith("memory.") else "HW201", path, f"{path} is missing{meaning}"
-    if factors:
-        rest = f" and {len(factors) - 1} more" if len(factors) > 1 else ""
-        yield "HW205", "uncalibrated", f'{factors[0]}{rest} missing; write extends = "_nvidia-base", or give them'
+    lacking: dict[str, list[Field]] = {}
+    for field in FIELDS[profile.kind].values():
+        for path in _absent(profile, field) if field.required else ():
+            lacking.setdefault(path.rpartition(".")[0], []).append(field)
+    for table, missing in lacking.items():
+        yield _missing(table, missing)
 
 
 def provenance(profile: Profile, _: Library) -> Iterator[Finding]:
@@ -103,6 +99,18 @@ def _form(path: str, value: object, field: Field) -> Iterator[Finding]:
     elif field.form == "share" and isinstance(value, int | float) and not 0 <= value <= 1.05:
         hint = f"; {value} % is {value / 100:g}" if 1.05 < value <= 100 else ""
         yield "HW224", path, f"{value}: this is a fraction ({field.meaning}), between 0 and 1{hint}"
+
+
+def _missing(table: str, fields: list[Field]) -> Finding:
+    names = [field.path.rpartition(".")[2] for field in fields]
+    first = f"{table}.{names[0]}" if table else names[0]
+    if table == "uncalibrated":
+        rest = f" and {len(names) - 1} more" if names[1:] else ""
+        return "HW205", table, f'{first}{rest} missing; write extends = "_nvidia-base" or "_gpu-base", or give them'
+    code = "HW202" if table == "memory" else "HW201"
+    if not names[1:]:
+        return code, first, f"{first} is missing: {fields[0].meaning}"
+    return code, table or first, f"{', '.join(names[:-1])} and {names[-1]} are missing"
 
 
 def _absent(profile: Profile, field: Field) -> Iterator[str]:

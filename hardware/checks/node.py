@@ -131,7 +131,7 @@ def ports(profile: Profile, _: Library) -> Iterator[Finding]:
     count, rate = profile.whole("nic.count"), si(profile, "nic.per_direction")
     if not count:
         return
-    for key in ("per_direction", "affinity", "base", "base_small", "latency", "latency_small", "small_limit"):
+    for key in ("per_direction", "affinity", "latency"):
         if not profile.has(f"nic.{key}") and not profile.has("nic.bandwidth"):
             yield "HW201", f"nic.{key}", f"nic.{key} is missing: the node has {count} ports"
     if rate and rate > 1.3e11:

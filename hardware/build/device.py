@@ -1,0 +1,137 @@
+"""A device profile, with the calibrations that apply to it, becomes a Device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from fourfold.hardware.build.reading import either, needed
+from fourfold.hardware.machine import AttentionFit, Device, KernelFit
+from fourfold.hardware.profile import Profile
+
+# Context and communicator buffers where a profile is silent.
+RESERVE: Final = 1.5 * 2**30
+
+
+def device_of(profile: Profile, calibrations: tuple[Profile, ...]) -> Device:
+    """The device with its uncalibrated factors, overridden by each calibration in turn."""
+    device = _uncalibrated(profile)
+    for calibration in calibrations:
+        device = _calibrated(device, calibration)
+    return device
+
+
+def slowest(devices: tuple[Device, ...]) -> Device:
+    """The device a mixed machine is planned with: the slowest, with only what all of them have.
+
+    Every rank waits for the slowest, so its kernel times count; the least memory bounds every rank.
+    """
+    slow = min(devices, key=_speed)
+    shared = {
+        dtype: min(d.peak[dtype] for d in devices) for dtype in slow.peak if all(dtype in d.peak for d in devices)
+    }
+    return replace(
+        slow,
+        peak=shared,
+        usable=min(device.usable for device in devices),
+        reserve=max(device.reserve for device in devices),
+        bandwidth=min(device.bandwidth for device in devices),
+    )
+
+
+def _speed(device: Device) -> float:
+    peak = max((device.peak.get(dtype, 0.0) for dtype in ("bf16", "fp16")), default=0.0) or device.peak.get("fp32", 0.0)
+    fit = device.matmul.get("bf16", device.matmul["any"])
+    return peak * fit.compute
+
+
+def _uncalibrated(profile: Profile) -> Device:
+    peak = {
+        path.removeprefix("peak."): rate
+        for path in profile.leaves
+        if path.startswith("peak.") and (rate := profile.number(path)) is not None
+    }
+    matmul = KernelFit(
+        compute=_factor(profile, "matmul_compute"),
+        memory=_factor(profile, "matmul_memory"),
+        shape=_factor(profile, "matmul_shape"),
+        overhead=_factor(profile, "matmul_overhead"),
+    )
+    return Device(
+        name=profile.name,
+        vendor=profile.text("execution.vendor"),
+        arch=profile.text("execution.arch"),
+        units=profile.whole("execution.units"),
+        peak=peak,
+        usable=needed(profile, "memory.usable"),
+        reserve=either(profile, "memory.reserve", RESERVE),
+        bandwidth=needed(profile, "memory.bandwidth"),
+        l2=either(profile, "execution.l2", 0.0),
+        collectives=profile.text("capability.collectives"),
+        matmul={"any": matmul},
+        stream=_elementwise(profile, "stream_memory"),
+        norm=_elementwise(profile, "norm_memory"),
+        attention_forward=_attention(profile, "attention_forward"),
+        attention_backward=_attention(profile, "attention_backward"),
+        launch=_factor(profile, "launch_host"),
+    )
+
+
+def _factor(profile: Profile, name: str) -> float:
+    return needed(profile, f"uncalibrated.{name}")
+
+
+def _elementwise(profile: Profile, factor: str) -> KernelFit:
+    """Bound by memory alone: the compute term is there, at the full peak, and never decides."""
+    return KernelFit(
+        compute=1.0,
+        memory=_factor(profile, factor),
+        shape=_factor(profile, "matmul_shape"),
+        overhead=_factor(profile, "kernel_overhead"),
+    )
+
+
+def _attention(profile: Profile, factor: str) -> AttentionFit:
+    return AttentionFit(
+        ceiling=_factor(profile, factor),
+        half_length=_factor(profile, "attention_half_length"),
+        overhead=_factor(profile, "kernel_overhead"),
+    )
+
+
+def _calibrated(device: Device, calibration: Profile) -> Device:
+    """`device` with what one calibration measured; of several rows for the same thing the first counts."""
+    matmul = dict(device.matmul)
+    for row in reversed(calibration.rows("matmul")):
+        matmul[calibration.text(f"{row}.dtype")] = _kernel(calibration, row)
+    return replace(
+        device,
+        matmul=matmul,
+        stream=_measured_rate(device.stream, calibration, "stream"),
+        norm=_measured_rate(device.norm, calibration, "norm"),
+        attention_forward=_measured_attention(device.attention_forward, calibration, "forward"),
+        attention_backward=_measured_attention(device.attention_backward, calibration, "backward"),
+        launch=either(calibration, "host.launch_eager", device.launch),
+    )
+
+
+def _kernel(calibration: Profile, row: str) -> KernelFit:
+    return KernelFit(**_numbers(calibration, row, ("compute", "memory", "shape", "overhead")))
+
+
+def _measured_rate(fit: KernelFit, calibration: Profile, array: str) -> KernelFit:
+    rows = calibration.rows(array)
+    if not rows:
+        return fit
+    measured = _numbers(calibration, rows[0], ("efficiency", "overhead"))
+    return replace(fit, memory=measured["efficiency"], overhead=measured["overhead"])
+
+
+def _measured_attention(fit: AttentionFit, calibration: Profile, direction: str) -> AttentionFit:
+    rows = [row for row in calibration.rows("attention") if calibration.text(f"{row}.pass") == direction]
+    return AttentionFit(**_numbers(calibration, rows[0], ("ceiling", "half_length", "overhead"))) if rows else fit
+
+
+def _numbers(profile: Profile, row: str, keys: tuple[str, ...]) -> Mapping[str, float]:
+    return {key: needed(profile, f"{row}.{key}") for key in keys}
