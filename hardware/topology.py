@@ -7,7 +7,7 @@ prints, compares and saves as plain JSON, so a plan that carries its snapshot ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -81,7 +81,7 @@ class Machine:
 
     def crossing(self, ranks: tuple[int, ...]) -> Crossing:
         """The links that a group of ranks crosses, with all groups of the same shape busy at once."""
-        assert ranks and len(set(ranks)) == len(ranks) and set(ranks) <= set(range(self.ranks)), ranks
+        assert ranks and len(set(ranks)) == len(ranks) and 0 <= min(ranks) <= max(ranks) < self.ranks, ranks
         local: dict[int, list[int]] = {}
         for rank in sorted(ranks):
             local.setdefault(rank // self.node_size, []).append(rank % self.node_size)
@@ -92,9 +92,16 @@ class Machine:
             per_node=per_node,
             stride=min((b - a for a, b in pairwise(sorted(ranks))), default=1),
             intra=self._intra(local) if per_node > 1 else None,
-            inter=self._inter(tuple(local), ranks) if len(local) > 1 else None,
+            inter=self._inter(tuple(local)) if len(local) > 1 else None,
             overlap=self.overlap,
         )
+
+    def group(self, size: int, nodes: int) -> Crossing:
+        """What `size` neighbours on `nodes` nodes would cross here, on the links of the largest such group that fits."""
+        per_node = -(-size // nodes)
+        there, across = min(per_node, self.node_size), min(nodes, self.nodes)
+        ranks = tuple(node * self.node_size + local for node in range(across) for local in range(there))
+        return replace(self.crossing(ranks), size=size, nodes=nodes, per_node=per_node)
 
     def links(self, ranks: tuple[int, ...]) -> tuple[tuple[str, str, float], ...]:
         """Every link of `graph` on the way round a ring of these ranks: (end, end, bytes per second one way)."""
@@ -112,12 +119,18 @@ class Machine:
     def _intra(self, local: Mapping[int, list[int]]) -> Path:
         """The slowest node's path, each over the best of its fabrics."""
         alone = len(local) == 1
-        paths = []
-        for number, members in local.items():
-            node = self.group_of(number * self.node_size).node
-            if len(members) > 1:
-                paths.append(max((self._within(node, f, tuple(members), alone) for f in node.fabrics), key=_rate))
-        return min(paths, key=_rate)
+        places = {
+            (group.name, tuple(members)): group.node  # equal nodes hold equal parts of most groups: each once
+            for number, members in local.items()
+            if len(members) > 1 and (group := self.group_of(number * self.node_size))
+        }
+        return min(
+            (
+                max((self._within(node, fabric, members, alone) for fabric in node.fabrics), key=_rate)
+                for (_, members), node in places.items()
+            ),
+            key=_rate,
+        )
 
     def _within(self, node: Node, fabric: Fabric, members: tuple[int, ...], alone: bool) -> Path:
         """The path inside one node; reduction in the switch helps only a group that does not leave the node."""
@@ -125,7 +138,8 @@ class Machine:
         factor = gain(fabric, len(members)) if alone else 1.0
         return self._path(fabric.name, rate, fabric.delay, factor=factor, efficiency=fabric.efficiency)
 
-    def _inter(self, nodes: tuple[int, ...], ranks: tuple[int, ...]) -> Path:
+    def _inter(self, nodes: tuple[int, ...]) -> Path:
+        """The path between nodes: the slowest port, under the network, its trunk and its spine."""
         groups = {group.name: group for group in (self.group_of(node * self.node_size) for node in nodes)}
         network = self._network(frozenset(groups))
         rate = min(self._port_rate(network, groups[name].node) for name in groups)

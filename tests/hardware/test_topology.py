@@ -173,3 +173,12 @@ def test_links_of_a_group() -> None:
 def test_a_crossing_is_the_same_whatever_the_order_of_the_ranks() -> None:
     machine = load("h100-a100-mixed")
     assert machine.crossing((17, 3, 40)) == machine.crossing((40, 17, 3))
+
+
+def test_a_measured_group_is_compared_on_its_own_links() -> None:
+    machine = load("mi300x-8:2")
+    assert machine.group(4, 1) == machine.crossing((0, 1, 2, 3))
+    assert machine.group(4, 2) == machine.crossing((0, 1, 8, 9))
+    larger = machine.group(32, 4)
+    assert (larger.size, larger.nodes, larger.per_node) == (32, 4, 8)
+    assert larger.inter == machine.crossing(tuple(range(16))).inter
