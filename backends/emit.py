@@ -42,7 +42,9 @@ def rows(weight: Tensor, ids: Tensor, start: int, *, partial: bool) -> Tensor:
     return torch.where(mine[..., None], found, 0)
 
 
-def _embedding(node: Node, args: tuple[Any, ...], local: Local) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+def _embedding(
+    node: Node, args: tuple[Any, ...], local: Local
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     partial = local.cut is not None and local.cut.kind == "P"
     return _rows_at, (args[0], args[1], local.rank, partial), {}
 
@@ -92,6 +94,22 @@ def _stacked(parts: Any, dim: int) -> Tensor:
     return torch.stack(list(parts), dim)
 
 
+def _variance(x: Tensor, dims: tuple[int, ...], keepdim: bool, *, correction: float = 1) -> Tensor:
+    return torch.var(x, dims, correction=correction, keepdim=keepdim)
+
+
+def _deviation(x: Tensor, dims: tuple[int, ...], keepdim: bool, *, correction: float = 1) -> Tensor:
+    return torch.std(x, dims, correction=correction, keepdim=keepdim)
+
+
+def _length(x: Tensor, dims: tuple[int, ...], keepdim: bool, *, order: float = 2) -> Tensor:
+    return torch.linalg.vector_norm(x, order, dims, keepdim)
+
+
+def _einsum(parts: Any, equation: str) -> Tensor:
+    return torch.einsum(equation, *parts)
+
+
 def _dropped(x: Tensor, rate: float) -> Tensor:
     return F.dropout(x, rate, True)
 
@@ -111,6 +129,11 @@ PLAIN: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "softmax": torch.softmax,
         "log_softmax": torch.log_softmax,
         "sum": torch.sum,
+        "var": _variance,
+        "std": _deviation,
+        "vector_norm": _length,
+        "logsumexp": torch.logsumexp,
+        "einsum": _einsum,
         "mean": torch.mean,
         "amax": torch.amax,
         "amin": torch.amin,
@@ -136,7 +159,7 @@ def emit(graph: torch.fx.Graph, node: Node, env: Mapping[str, Any], local: Local
         target, args, kwargs = _embedding(node, args, local)
         return graph.call_function(target, args, kwargs)
     if node.op == "view":
-        return graph.call_function(_viewed, (args[0], local.shape))
+        return graph.call_function(_viewed, (args[0], tuple(-1 if d < 0 else d for d in local.shape)))
     if node.op == "expand":
         return graph.call_function(_expanded, (args[0], local.shape))
     if node.op == "cast":
@@ -144,7 +167,9 @@ def emit(graph: torch.fx.Graph, node: Node, env: Mapping[str, Any], local: Local
     if node.op == "arange":
         return graph.call_function(torch.arange, args[:3], {"dtype": _dtype(args[3]), "device": env["device"]})
     if node.op == "full":
-        return graph.call_function(torch.full, (local.shape, args[0]), {"dtype": _dtype(args[1]), "device": env["device"]})
+        return graph.call_function(
+            torch.full, (local.shape, args[0]), {"dtype": _dtype(args[1]), "device": env["device"]}
+        )
     name, overload = node.op.split(".")
     return graph.call_function(getattr(getattr(torch.ops.aten, name), overload), args, kwargs)
 

@@ -88,7 +88,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a call's argument comes from: output `output` of call `call`, or (call = -1) the graph input of that index."""
+    """Where a call's argument comes from: output `output` of call `call`, or (-1) the graph input of that index."""
 
     call: int
     output: int
@@ -125,8 +125,8 @@ INPUTS = ("tokens", "positions", "targets", "weights")
 class Graph:
     """A whole model, tokens -> loss.
 
-    `tied` maps other names of a shared parameter to the one used here; `parts` lists split fused weights; `suffix` holds the elementwise
-    nodes that turn the head's product, called `logits`, into the model's logits.
+    `tied` maps other names of a shared parameter to the one used here; `parts` lists split fused weights; `suffix`
+    holds the elementwise nodes that turn the head's product, called `logits`, into the model's logits.
     """
 
     name: str

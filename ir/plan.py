@@ -58,7 +58,9 @@ class Optimizer:
         if isinstance(text, (int, float)):
             return cls("custom", float(text))
         if text not in STATES:
-            raise UsageError(f"optimizer {text!r} is not known; give one of {', '.join(STATES)} or its bytes per parameter")
+            raise UsageError(
+                f"optimizer {text!r} is not known; give one of {', '.join(STATES)} or its bytes per parameter"
+            )
         return cls(text, STATES[text])
 
 

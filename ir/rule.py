@@ -174,4 +174,6 @@ def _fill_factor(dim: Dim, size: int, sizes: dict[str, int]) -> None:
 
 
 def _broadcast(dims: tuple[Dim, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[Dim, ...]:
-    return tuple(() if size == 1 and all(sizes[x] != 1 for x in dim) else dim for dim, size in zip(dims, shape, strict=True))
+    return tuple(
+        () if size == 1 and all(sizes[x] != 1 for x in dim) else dim for dim, size in zip(dims, shape, strict=True)
+    )

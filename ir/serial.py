@@ -21,7 +21,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"ref": value.name}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if not _is_default(value, f)}
+        return {
+            f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if not _is_default(value, f)
+        }
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -91,7 +93,9 @@ def _record(kind: type, data: Any) -> Any:
     names = {f.name for f in dataclasses.fields(kind)}
     unknown = set(data) - names
     if unknown:
-        raise UsageError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}: the file is from another version, or edited by hand")
+        raise UsageError(
+            f"{kind.__name__} has no field {sorted(unknown)[0]!r}: the file is from another version, or edited by hand"
+        )
     try:
         return kind(**{name: _read(hints[name], value) for name, value in data.items()})
     except TypeError as error:

@@ -19,7 +19,9 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.serial import to_json
 
 
-def capture(model: nn.Module, dtype: torch.dtype = torch.float32, *, training: bool = True, cached: bool = True) -> Graph:
+def capture(
+    model: nn.Module, dtype: torch.dtype = torch.float32, *, training: bool = True, cached: bool = True
+) -> Graph:
     """The model's graph with parameters computed in `dtype`. No weight is read and none is allocated.
 
     Raises ModelError, naming the module, when the model cannot be packed or captured (see docs/architecture.md).

@@ -35,7 +35,9 @@ def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
         kinds.add(type(module))
         digest.update(f"{name}|{type(module).__module__}.{type(module).__qualname__}|{_settings(module)}".encode())
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        digest.update(f"{name}|{tuple(parameter.shape)}|{parameter.requires_grad}|{parameter.is_floating_point()}".encode())
+        digest.update(
+            f"{name}|{tuple(parameter.shape)}|{parameter.requires_grad}|{parameter.is_floating_point()}".encode()
+        )
     for name, buffer in model.named_buffers():
         digest.update(f"{name}|{tuple(buffer.shape)}|{buffer.dtype}".encode())
     for path in sorted({_source_file(kind) for kind in kinds} - {""}):

@@ -50,7 +50,10 @@ def _reason(model: nn.Module, error: Exception) -> str:
     text = str(error)
     where = _frame(error)
     kind = type(model).__name__
-    if any(word in text for word in (".item()", "aten._local_scalar_dense", "Tensor.item", "data-dependent", "_local_scalar")):
+    if any(
+        word in text
+        for word in (".item()", "aten._local_scalar_dense", "Tensor.item", "data-dependent", "_local_scalar")
+    ):
         return (
             f"{kind} reads a tensor's value while it runs{where} (.item(), .tolist() or a branch on data): "
             "its graph would depend on the data; compute with tensors instead (torch.where) or move it out of forward"

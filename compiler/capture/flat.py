@@ -39,7 +39,7 @@ class Flat:
 
 
 class Flattener:
-    """Walks an exported program once; `env` maps its nodes to our arguments, `owner` a tied parameter to its first name."""
+    """Walks an exported program once; `env` maps its nodes to our arguments, `owner` a parameter to its first name."""
 
     def __init__(self, program: ExportedProgram, trainable: dict[str, bool], owner: dict[str, str]) -> None:
         self.program, self.owner = program, owner
@@ -77,7 +77,9 @@ class Flattener:
         ratio = sympy.simplify(expression / sequence)
         if ratio.is_number and ratio.is_integer and ratio > 0:
             return TOKENS * int(ratio)
-        raise ModelError(f"a tensor has {dim} elements along one dim: only the token count itself, or a multiple, is supported")
+        raise ModelError(
+            f"a tensor has {dim} elements along one dim: only the token count itself, or a multiple, is supported"
+        )
 
     def _placeholder(self, node: Any, spec: Any) -> None:
         value = node.meta["val"]
@@ -188,5 +190,8 @@ class Flattener:
         refs = [self.env[a] for a in flat if isinstance(a, torch.fx.Node)]
         found = [r for r in refs if isinstance(r, Ref) and len(self.shape(r)) == 3 and self.shape(r)[:2] == (1, TOKENS)]
         if not found:
-            raise ModelError("the model must return logits [batch, sequence, vocabulary]; it returns " + str([self.shape(r) for r in refs]))
+            raise ModelError(
+                "the model must return logits [batch, sequence, vocabulary]; it returns "
+                + str([self.shape(r) for r in refs])
+            )
         return found[0].name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from fourfold.compiler.capture.flat import Flat
 from fourfold.ir.graph import Arg, Node, Part, Ref, Tensor
@@ -71,7 +72,14 @@ def select_to_slice(flat: Flat) -> Flat:
         parts = source.value.shape[at]
         step, index = width // parts, int(str(node.args[2]))
         shape = (*source.value.shape[:at], step)
-        cut = Node(f"{node.name}s", "slice", (source.args[0], at, index * step, (index + 1) * step), (), replace(node.value, shape=shape), node.module)
+        cut = Node(
+            f"{node.name}s",
+            "slice",
+            (source.args[0], at, index * step, (index + 1) * step),
+            (),
+            replace(node.value, shape=shape),
+            node.module,
+        )
         nodes += [cut, replace(node, op="view", args=(Ref(cut.name),))]
     return replace(flat, nodes=nodes)
 
@@ -115,7 +123,7 @@ def _cover(node: Node, uses: dict[str, list[Node]], flat: Flat) -> tuple[Node | 
         return None
     spans = sorted((int(str(n.args[2])), int(str(n.args[3]))) for n in after)
     tiles = spans[0][0] == 0 and spans[-1][1] == node.value.shape[last]
-    return (bias, after) if tiles and all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False)) else None
+    return (bias, after) if tiles and all(a[1] == b[0] for a, b in pairwise(spans)) else None
 
 
 def _emit_parts(node: Node, made: dict[str, Node], plans: dict[str, tuple[Node | None, list[Node]]], out: Flat) -> None:

@@ -25,7 +25,9 @@ def with_loss(flat: Flat) -> tuple[Flat, tuple[Node, ...]]:
         name = node.refs()[0]
     head = made.get(name)
     if head is None or head.refs()[1] not in flat.parameters:
-        raise ModelError("the logits must come from a linear layer: hidden states times a parameter [vocabulary, width]")
+        raise ModelError(
+            "the logits must come from a linear layer: hidden states times a parameter [vocabulary, width]"
+        )
     suffix = [n for n in suffix if n.op != "cast"]
     extra = tuple(Ref(r) for n in suffix for r in n.refs() if r in flat.parameters)
     loss = Node(
@@ -44,7 +46,11 @@ def with_loss(flat: Flat) -> tuple[Flat, tuple[Node, ...]]:
 def _check(node: Node, flat: Flat, made: dict[str, Node]) -> None:
     entry = OPS.get(node.op.split(".")[0])
     others = [r for r in node.refs()[1:] if r not in flat.parameters]
-    elementwise = entry is not None and entry.kind == "pointwise" and node.op.split(".")[0] not in ("dropout", "cat", "stack", "sum", "mean")
+    elementwise = (
+        entry is not None
+        and entry.kind == "pointwise"
+        and node.op.split(".")[0] not in ("dropout", "cat", "stack", "sum", "mean")
+    )
     if not elementwise or others:
         raise ModelError(
             f"{node.module or 'the model'} applies {node.op} to the logits: only elementwise functions of each logit may follow the head"

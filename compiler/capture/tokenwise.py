@@ -24,7 +24,9 @@ def check(block: Block) -> tuple[str, ...]:
                 f"add one line for it to a table of fourfold/ir/ops, or write it with known ops"
             )
         if not _token_cut(node, values):
-            raise ModelError(f"{node.op} in {node.module or 'the model'} mixes tokens of the sequence: only attention may")
+            raise ModelError(
+                f"{node.op} in {node.module or 'the model'} mixes tokens of the sequence: only attention may"
+            )
     return tuple(notes)
 
 

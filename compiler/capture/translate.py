@@ -52,7 +52,9 @@ class Translation:
         for exported in self.node.args:
             value = getattr(exported, "meta", {}).get("val")
             if hasattr(value, "node"):
-                raise ModelError(f"{self.where()} computes with the sequence length (aten.{self.name}): packed documents have none")
+                raise ModelError(
+                    f"{self.where()} computes with the sequence length (aten.{self.name}): packed documents have none"
+                )
 
 
 def view(t: Translation) -> Ref:
@@ -135,7 +137,9 @@ def full(t: Translation) -> Ref:
     """A constant; one as long as the sequence is refused."""
     fill = {"zeros": 0, "ones": 1}.get(t.name, t.args.get("fill_value", t.args.get("value")))
     if any(size < 0 for size in t.value().shape):
-        raise ModelError(f"{t.where()} builds a tensor as long as the sequence (aten.{t.name}); use the positions or is_causal=True")
+        raise ModelError(
+            f"{t.where()} builds a tensor as long as the sequence (aten.{t.name}); use the positions or is_causal=True"
+        )
     return t.emit("full", fill, t.value().dtype)
 
 
@@ -187,9 +191,13 @@ def attention(t: Translation) -> Ref:
     """Scaled dot-product attention over the packed documents."""
     q, k, v = t.args["query"], t.args["key"], t.args["value"]
     if t.args.get("attn_mask") is not None:
-        raise ModelError(f"{t.where()} passes a mask tensor to attention: packed documents need is_causal=True or no mask")
+        raise ModelError(
+            f"{t.where()} passes a mask tensor to attention: packed documents need is_causal=True or no mask"
+        )
     if t.args.get("dropout_p"):
-        raise ModelError(f"{t.where()} uses dropout {t.args['dropout_p']} inside attention: set it to 0 (dropout elsewhere is fine)")
+        raise ModelError(
+            f"{t.where()} uses dropout {t.args['dropout_p']} inside attention: set it to 0 (dropout elsewhere is fine)"
+        )
     heads, kv_heads = t.flat.shape(q)[1], t.flat.shape(k)[1]
     if heads != kv_heads and not t.args.get("enable_gqa"):
         raise ModelError(f"{t.where()} has {heads} query and {kv_heads} key heads without enable_gqa=True")
@@ -289,7 +297,9 @@ def refuse_sequence_op(t: Translation) -> Ref:
 
 HANDLERS: Mapping[str, Callable[[Translation], Any]] = MappingProxyType(
     {
-        **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as"), view),
+        **dict.fromkeys(
+            ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as"), view
+        ),
         **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "numpy_T", "mT"), permute),
         **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
         **dict.fromkeys(("to", "_to_copy", "type_as", "float", "double"), cast),

@@ -36,9 +36,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x_BSD).chunk(3, dim=-1)
-        )
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x_BSD).chunk(3, dim=-1))
         out_BHSE = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.dropout(self.out(out_BHSE.transpose(1, 2).flatten(-2)), self.dropout, self.training)
 

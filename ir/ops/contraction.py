@@ -16,6 +16,12 @@ ATTENTION = (
 )
 
 
+def einsum(node: Node, shapes: Shapes) -> str:
+    """The equation is the rule: `bsd,dhe->bshe` reads `b s d, d h e -> b s h e`."""
+    left, right = str(node.args[1]).split("->")
+    return ", ".join(" ".join(part) or "." for part in left.split(",")) + " -> " + (" ".join(right) or ".")
+
+
 def loss(node: Node, shapes: Shapes) -> str:
     """Hidden states, head weight, targets, weights, then any parameters [v] of what follows the head."""
     return "b t !d, &v !d, t, t" + ", &v" * (len(shapes) - 4) + " -> ."
@@ -26,6 +32,7 @@ CONTRACTIONS: Mapping[str, Op] = MappingProxyType(
         "linear": Op("* d, f d -> * f", "matmul"),
         "matmul": Op("* d, d f -> * f", "matmul"),
         "bmm": Op("* i k, * k j -> * i j", "matmul"),
+        "einsum": Op(einsum, "matmul"),
         "embedding": Op("v d, * -> * d", "gather"),
         "attention": Op(lambda node, shapes: ATTENTION, "attention"),
         "loss": Op(loss, "loss"),

@@ -42,5 +42,8 @@ NORMALISATIONS: Mapping[str, Op] = MappingProxyType(
         "amax": reduction("!"),
         "amin": reduction("!"),
         "var": reduction("!"),
+        "std": reduction("!"),
+        "vector_norm": reduction("!"),
+        "logsumexp": reduction("!"),
     }
 )

@@ -37,7 +37,7 @@ def _group(source: tuple[int, ...], target: tuple[int, ...], i: int, j: int) -> 
     if j < len(target) and target[j] == 1 and (i >= len(source) or source[i] != 1):
         return 0, 1
     a, b, x, y = 1, 1, source[i], target[j]
-    while x != y or TOKENS in (x, y) and x != y:
+    while x != y or (TOKENS in (x, y) and x != y):
         if _smaller(x, y):
             x, a = _times(x, source[i + a]), a + 1
         else:
@@ -47,7 +47,7 @@ def _group(source: tuple[int, ...], target: tuple[int, ...], i: int, j: int) -> 
 
 def _smaller(x: int, y: int) -> bool:
     """Compares sizes in which tokens (negative multiples of TOKENS) count as larger than any number."""
-    return y < 0 <= x or (x < 0) == (y < 0) and abs(x) < abs(y)
+    return y < 0 <= x or ((x < 0) == (y < 0) and abs(x) < abs(y))
 
 
 def _times(x: int, y: int) -> int:
