@@ -97,7 +97,7 @@ class Machine:
         )
 
     def group(self, size: int, nodes: int) -> Crossing:
-        """What `size` neighbours on `nodes` nodes would cross here, on the links of the largest such group that fits."""
+        """What `size` neighbours on `nodes` nodes would cross here, on the links of the largest group that fits."""
         per_node = -(-size // nodes)
         there, across = min(per_node, self.node_size), min(nodes, self.nodes)
         ranks = tuple(node * self.node_size + local for node in range(across) for local in range(there))

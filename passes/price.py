@@ -75,7 +75,7 @@ class Priced:
 
     def collective(self, op: str, size: float) -> float:
         """One collective over the pool."""
-        return collective_time(op, size, self.pool, calibration=self.machine.calibration)  # type: ignore[arg-type]
+        return collective_time(op, size, self.pool, calibration=self.machine.calibration, group=self.machine.group)  # type: ignore[arg-type]
 
     def calls(self) -> list[CallCost]:
         """The cost of every call in order."""
@@ -202,7 +202,7 @@ class Priced:
 
 def seconds_of(plan: Plan, machine: Machine) -> Seconds:
     """The prices of ops under a plan's tensor axis and load."""
-    return Seconds(plan.graph, machine.device, machine.crossing(plan.mesh.group("tp")), machine.calibration, load_of(plan))
+    return Seconds(plan.graph, machine, machine.crossing(plan.mesh.group("tp")), load_of(plan))
 
 
 def price(plan: Plan) -> Estimate:

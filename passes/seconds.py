@@ -9,7 +9,8 @@ from math import prod
 
 from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, stream_time
-from fourfold.hardware.machine import Calibration, Crossing, Device
+from fourfold.hardware.machine import Crossing, Device
+from fourfold.hardware.topology import Machine
 from fourfold.ir.graph import TOKENS, Block, Graph, Node, Tensor
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import SIZES
@@ -43,13 +44,17 @@ class Load:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Prices ops of one model on one device: `tensor` is what the tensor axis crosses, `load` a micro-step."""
+    """Prices ops of one model on one machine: `tensor` is what the tensor axis crosses, `load` a micro-step."""
 
     graph: Graph
-    device: Device
+    machine: Machine
     tensor: Crossing
-    calibration: Calibration | None
     load: Load
+
+    @property
+    def device(self) -> Device:
+        """The device every rank has."""
+        return self.machine.device
 
     @cached_property
     def moved(self) -> Mapping[str, Mapping[str, float]]:
@@ -63,7 +68,7 @@ class Seconds:
 
     def move(self, op: str, size: float) -> float:
         """One collective on the tensor axis over `size` bytes (conventions of collective_time)."""
-        return collective_time(op, size, self.tensor, calibration=self.calibration)  # type: ignore[arg-type]
+        return collective_time(op, size, self.tensor, calibration=self.machine.calibration, group=self.machine.group)  # type: ignore[arg-type]
 
     def op(self, node: Node, rule: Rule, cut: str, block: Block) -> Times:
         """One op on one rank; `cut` divides its work by the axis."""
