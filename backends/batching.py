@@ -1,31 +1,17 @@
-"""From a global batch to micro-steps: labels shifted once, sequences packed and dealt to the ranks of the pool."""
+"""From sequences to micro-steps: dealt to the ranks of the pool, packed on one token axis."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import bisect
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fourfold.backends.sequences import IGNORED, Document
 from fourfold.hardware.errors import UsageError
-
-IGNORED = -100
-"""The label of a position without loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One sequence on the host: tokens [n], the next token of each position [n] (-100: none), loss weights [n]."""
-
-    tokens: Tensor
-    targets: Tensor
-    weights: Tensor
-
-    def __len__(self) -> int:
-        return int(self.tokens.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,90 +22,53 @@ class MicroStep:
     tokens: int
 
 
-def documents(batch: Sequence[Any]) -> tuple[Document, ...]:
-    """The batch's sequences with labels shifted by one, in document order.
-
-    Each item is tokens [n], or (tokens, labels[, weights]), or a mapping with these keys; labels stand at the position
-    of their own token (-100 = no loss), weights likewise. Raises UsageError naming the item.
-    """
-    if len(batch) == 0:
-        raise UsageError("the batch is empty: step() needs at least one sequence of at least one token")
-    return tuple(_document(i, item) for i, item in enumerate(batch))
-
-
-def _document(index: int, item: Any) -> Document:
-    tokens, labels, weights = _fields(item)
-    tokens = torch.as_tensor(tokens, dtype=torch.long).cpu()
-    if tokens.dim() != 1 or tokens.numel() == 0:
-        raise UsageError(f"sequence {index} has shape {tuple(tokens.shape)}: tokens must be one row of at least one token")
-    labels = tokens if labels is None else torch.as_tensor(labels, dtype=torch.long).cpu()
-    weights = torch.ones(len(tokens)) if weights is None else torch.as_tensor(weights, dtype=torch.float32).cpu()
-    if labels.shape != tokens.shape or weights.shape != tokens.shape:
-        raise UsageError(f"sequence {index} has {len(tokens)} tokens, {labels.numel()} labels and {weights.numel()} weights: all must agree")
-    end = torch.tensor([IGNORED])
-    targets = torch.cat((labels[1:], end))
-    shifted = torch.cat((weights[1:], torch.zeros(1)))
-    return Document(tokens, targets, torch.where(targets == IGNORED, 0.0, shifted))
-
-
-def _fields(item: Any) -> tuple[Any, Any, Any]:
-    if isinstance(item, Mapping):
-        return item["tokens"], item.get("labels"), item.get("weights")
-    if isinstance(item, tuple):
-        return item[0], *(*item[1:], None, None)[:2]
-    return item, None, None
-
-
-def digest(docs: tuple[Document, ...]) -> tuple[int, int]:
-    """A short number for the lengths and one for the contents, to compare between ranks."""
-    lengths = hashlib.sha256(repr([len(d) for d in docs]).encode())
-    content = hashlib.sha256()
-    for doc in docs:
-        content.update(doc.tokens.numpy().tobytes() + doc.targets.numpy().tobytes() + doc.weights.numpy().tobytes())
-    return int(lengths.hexdigest()[:14], 16), int(content.hexdigest()[:14], 16)
-
-
 def dealt(lengths: Sequence[int], *, ranks: int, capacity: int) -> tuple[tuple[MicroStep, ...], ...]:
     """For each rank of the pool, its micro-steps: as few as hold all, equal in number, tokens balanced.
 
-    Longest first to the emptiest bin (LPT); where that overfills a bin, best fit; where that fails, one more
-    micro-step. Raises UsageError for a sequence longer than `capacity`.
+    Longest first to the emptiest bin (LPT, Graham 1969); where that overfills a bin, best fit; where that fails, one
+    more micro-step. Bins of like size run in the same micro-step. Raises UsageError for a sequence longer than
+    `capacity`.
     """
     for i, length in enumerate(lengths):
         if length > capacity:
             raise UsageError(
-                f"sequence {i} has {length} tokens, and a micro-step holds {capacity}: plan for a workload that contains "
-                f"sequences of this length, or cut them"
+                f"sequence {i} has {length} tokens, and a micro-step holds {capacity}: plan for a workload that "
+                f"contains sequences of this length, or cut them"
             )
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     steps = max(1, -(-sum(lengths) // (capacity * ranks)))
     while True:
-        bins = _balanced(lengths, steps * ranks, capacity) or _best_fit(lengths, steps * ranks, capacity)
+        bins = _balanced(lengths, order, steps * ranks, capacity) or _best_fit(lengths, order, steps * ranks, capacity)
         if bins is not None:
+            bins.sort(key=lambda b: -b.tokens)
             return tuple(tuple(bins[rank + ranks * step] for step in range(steps)) for rank in range(ranks))
         steps += 1
 
 
-def _balanced(lengths: Sequence[int], count: int, capacity: int) -> list[MicroStep] | None:
-    loads, held = [0] * count, [[] for _ in range(count)]  # type: ignore[var-annotated]
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = min(range(count), key=lambda b: (loads[b], b))
-        if loads[at] + lengths[i] > capacity:
+def _balanced(lengths: Sequence[int], order: Sequence[int], count: int, capacity: int) -> list[MicroStep] | None:
+    heap = [(0, b) for b in range(count)]
+    held: list[list[int]] = [[] for _ in range(count)]
+    for i in order:
+        load, b = heap[0]
+        if load + lengths[i] > capacity:
             return None
-        loads[at] += lengths[i]
-        held[at].append(i)
-    return [MicroStep(tuple(h), n) for h, n in zip(held, loads, strict=True)]
+        heapq.heapreplace(heap, (load + lengths[i], b))
+        held[b].append(i)
+    return [MicroStep(tuple(h), sum(lengths[i] for i in h)) for h in held]
 
 
-def _best_fit(lengths: Sequence[int], count: int, capacity: int) -> list[MicroStep] | None:
-    loads, held = [0] * count, [[] for _ in range(count)]  # type: ignore[var-annotated]
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        room = [b for b in range(count) if loads[b] + lengths[i] <= capacity]
-        if not room:
+def _best_fit(lengths: Sequence[int], order: Sequence[int], count: int, capacity: int) -> list[MicroStep] | None:
+    """Each to the fullest bin with room; `rooms` are (room, bin) in ascending order."""
+    rooms = [(capacity, b) for b in range(count)]
+    held: list[list[int]] = [[] for _ in range(count)]
+    for i in order:
+        at = bisect.bisect_left(rooms, (lengths[i], 0))
+        if at == count:
             return None
-        at = max(room, key=lambda b: (loads[b], -b))
-        loads[at] += lengths[i]
-        held[at].append(i)
-    return [MicroStep(tuple(h), n) for h, n in zip(held, loads, strict=True)]
+        room, b = rooms.pop(at)
+        held[b].append(i)
+        bisect.insort(rooms, (room - lengths[i], b))
+    return [MicroStep(tuple(h), sum(lengths[i] for i in h)) for h in held]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +80,11 @@ class Packed:
     targets: Tensor
     weights: Tensor
     lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on `device`."""
+        moved = [x.to(device, non_blocking=True) for x in (self.tokens, self.positions, self.targets, self.weights)]
+        return Packed(moved[0], moved[1], moved[2], moved[3], self.lengths)
 
 
 def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Packed:
@@ -147,5 +101,5 @@ def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Pack
         positions[span] = torch.arange(len(doc))
         start += len(doc)
     padding = [min(bucket, size - at) for at in range(total, size, bucket)]
-    moved = (x.to(device, non_blocking=True) for x in (tokens[None], positions, targets, weights))
-    return Packed(*moved, tuple(lengths + padding))
+    on_device = (moved(x, device) for x in (tokens[None], positions, targets, weights))
+    return Packed(*on_device, tuple(lengths + padding))

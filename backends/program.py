@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fourfold.backends import batching, compat, skeleton, weights
+from fourfold.backends.aside import Aside
 from fourfold.backends.engine import Engine
 from fourfold.backends.ranks import Ranks, join
 from fourfold.hardware.errors import RunError, UsageError
@@ -37,6 +37,7 @@ class Program:
         self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled)
+        self.aside = Aside.of(self.ranks.device)
         self.graph = graph
         self.root = self._sharded(graph)
         self.limit = _position_limit(graph)
@@ -90,16 +91,20 @@ class Program:
         dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
         total = float(sum(float(d.weights.sum()) for d in docs))
         mine = dealt[self.ranks.pool_rank]
-        loss = torch.zeros((), dtype=torch.float64, device="cpu" if self.ranks.device.type == "cpu" else self.ranks.device)
+        loss = joined = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for k, micro in enumerate(mine):
+            last = k == len(mine) - 1
             packed = batching.pack([docs[i] for i in micro.documents], bucket=self.plan.bucket, device=self.ranks.device)
-            self._schedule(last=k == len(mine) - 1)
+            self._schedule(last=last)
             part = self.engine.loss(self.root, packed, scale=1.0 / total if total else 0.0, training=backward)
+            loss += part.detach()
+            # The loss is known before the last backward, and reading it must not wait for that.
+            joined = self.aside.sum(loss) if last else joined
             if backward:
                 part.backward()
-            loss += part.detach()
         self.tokens_seen += sum(len(d) for d in docs) if backward else 0
-        return self._joined(loss)
+        shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
+        return self.aside.read(joined) / shared
 
     def _agreed(self, batch: Sequence[Any]) -> tuple[batching.Document, ...]:
         """The documents, after every rank was seen to hold the same ones; a rank's own error is told to all."""
@@ -110,12 +115,9 @@ class Program:
             self._fits(docs)
         except UsageError as found:
             error = found
-        mine = torch.tensor((-1, -1) if error else batching.digest(docs), dtype=torch.int64, device=self.ranks.device)
-        world = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(world, mine)
+        rows = self.aside.gathered((-1, -1) if error else batching.digest(docs))
         if error is not None:
             raise error
-        rows = [tuple(int(v) for v in row) for row in torch.stack(world).tolist()]
         bad = [r for r, row in enumerate(rows) if row != rows[0]]
         if bad:
             what = "lengths" if any(rows[r][0] != rows[0][0] for r in bad) else "tokens, labels or weights"
@@ -134,13 +136,6 @@ class Program:
         self.root.set_is_last_backward(last)
         if zero < 3:
             self.root.set_reshard_after_backward(last)
-
-    def _joined(self, loss: Tensor) -> float:
-        """The sum over the pool, and over tp where each of its ranks holds a part."""
-        value = loss.to(torch.float64 if self.ranks.device.type == "cpu" else torch.float32)
-        dist.all_reduce(value)
-        shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
-        return float(value) / shared
 
     def _fill(self, source: weights.Lookup) -> tuple[str, ...]:
         placements = {n: Shard(s.dim) if s.kind == "S" else Replicate() for n, s in self.engine.stored.items()}

@@ -13,6 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fourfold.backends.aside import moved
 from fourfold.hardware.errors import RunError
 
 
@@ -48,7 +49,7 @@ class Documents:
         if any(length < 0 for length in lengths):
             raise RunError(f"document lengths {tuple(lengths)} hold a negative one; a length is 0 or more tokens")
         kept = tuple(int(length) for length in lengths if length)
-        offsets = torch.tensor((0, *accumulate(kept)), dtype=torch.int32).to(device)
+        offsets = moved(torch.tensor((0, *accumulate(kept)), dtype=torch.int32), torch.device(device))
         return cls(kept, offsets, max(kept, default=0))
 
     @property
