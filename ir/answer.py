@@ -5,53 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fourfold.ir import report
+from fourfold.ir.estimate import Candidate, Estimate, Refusal
 from fourfold.ir.plan import Plan
+from fourfold.ir.text import Section, plain
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The predicted cost of one optimizer step of one plan.
-
-    `step` is its time; `parts` where it goes (name, seconds on the critical stream, exposed communication apart);
-    `memory` maps a category to its (low, high) bytes on the fullest rank; `limit` is what a rank may use; `flops` the
-    model FLOPs of a step on all ranks, causal attention halved; `mfu` their share of the machine's dense peak.
-    """
-
-    step: float
-    parts: tuple[tuple[str, float], ...]
-    memory: Mapping[str, tuple[float, float]]
-    limit: float
-    flops: float
-    mfu: float
-    tokens: int
-    ranks: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens per second of the whole machine."""
-        return self.tokens / self.step
-
-    @property
-    def peak(self) -> tuple[float, float]:
-        """Total bytes on the fullest rank, low and high."""
-        return sum(low for low, _ in self.memory.values()), sum(high for _, high in self.memory.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A plan and its price."""
-
-    plan: Plan
-    estimate: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A mesh that was not taken: why, and what would make it fit, each with the seconds a step would then take."""
-
-    mesh: str
-    reason: str
-    repairs: tuple[tuple[str, float], ...] = ()
+__all__ = ["Answer", "Candidate", "Estimate", "Refusal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +23,19 @@ class Answer:
     refused: tuple[Refusal, ...] = ()
     pins: Mapping[str, float] = field(default_factory=dict)
     solving: float = 0.0
+
+    def sections(self) -> tuple[Section, ...]:
+        """What is printed, piece by piece."""
+        return (
+            report.asked(self.plan),
+            report.layout(self.plan),
+            *report.cuts(self.plan),
+            report.step(self.estimate),
+            report.memory(self.estimate),
+            *report.beside(self.estimate, self.next_best, self.refused),
+            *report.pinned(self.estimate, self.plan, self.pins),
+            *report.notes(self.plan),
+        )
+
+    def __str__(self) -> str:
+        return plain(self.sections())

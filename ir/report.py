@@ -1,0 +1,207 @@
+"""What there is to say about a plan and its price, as sections of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import prod
+
+from fourfold.ir.estimate import Candidate, Estimate, Refusal
+from fourfold.ir.graph import TOKENS, Block, Graph, Node
+from fourfold.ir.ops import op_of, rule_for
+from fourfold.ir.plan import RECOMPUTE, Plan
+from fourfold.ir.rule import WHOLE
+from fourfold.ir.text import Section, bar, count, percent, seconds, size, sizes
+
+CUTS = ("columns", "rows", "heads", "vocabulary", "tokens", "whole")
+"""How an op with weights, or a mixer, may lie on the tensor axis, in the order they are listed."""
+KINDS = ("matmul", "gather", "attention", "loss", "norm")
+
+
+def asked(plan: Plan) -> Section:
+    """Model, machine, workload, optimizer and precision: what the plan is for."""
+    graph = plan.graph
+    parameters = list(graph.parameters())
+    total = sum(prod(value.shape) for _, value in parameters)
+    frozen = sum(prod(value.shape) for _, value in parameters if not value.grad)
+    blocks = ", ".join(f"{name} x{n}" for name, n in graph.counts.items() if n > 1)
+    words = f"{count(total)} parameters" + (f" ({count(frozen)} frozen)" if frozen else "")
+    rows = [
+        ("model", f"{graph.name}, {words}" + (f", {blocks}" if blocks else "")),
+        ("machine", f"{machine_name(plan)}, {plan.mesh.ranks} ranks"),
+        ("workload", f"{plan.workload}, {plan.workload.tokens:,} tokens a step"),
+        ("optimizer", f"{plan.optimizer.name}, {plan.optimizer.state:g} bytes of state a parameter"),
+        ("precision", str(plan.precision)),
+    ]
+    return Section("For", tuple(rows))
+
+
+def machine_name(plan: Plan) -> str:
+    """What the user wrote for the machine."""
+    machine = plan.machine.get("machine")
+    return str(machine.get("spec", "a machine")) if isinstance(machine, Mapping) else "a machine"
+
+
+def headline(plan: Plan) -> str:
+    """The plan in a few words: mesh, ZeRO stage, micro-steps."""
+    steps = f"{plan.micro_steps} micro-step" + ("s" if plan.micro_steps > 1 else "")
+    zero = f", ZeRO {plan.zero}" if plan.mesh.pool > 1 else ""
+    return f"{plan.mesh}{zero}, {steps}"
+
+
+def layout(plan: Plan) -> Section:
+    """What was decided: micro-steps, recompute, and how each block lies on the tensor axis."""
+    rows = [("micro-steps", f"{plan.micro_steps} of at most {plan.capacity:,} tokens a rank")]
+    modes = plan.recompute or ("none",) * len(plan.graph.calls)
+    rows.append(("recompute", ", ".join(f"{m} in {modes.count(m)} calls" for m in RECOMPUTE if m in modes)))
+    return Section(f"Plan: {headline(plan)}", tuple(rows))
+
+
+def cuts(plan: Plan) -> Iterator[Section]:
+    """How the products, mixers and norms of each block lie on the tensor axis."""
+    if plan.mesh.tp == 1:
+        return
+    rows: list[tuple[str, str, str]] = []
+    for name, block in plan.graph.blocks.items():
+        times = plan.graph.counts[name]
+        title = f"{name} x{times}" if times > 1 else name
+        for how, modules in _cuts(block, plan.layouts[name].cuts if name in plan.layouts else {}):
+            rows.append((title, how, ", ".join(modules)))
+            title = ""
+    yield Section(f"Cut over tp{plan.mesh.tp}", tuple(rows), "lll")
+
+
+def step(estimate: Estimate) -> Section:
+    """Where the time goes; shares under a thousandth are left out."""
+    rows = [
+        (name, seconds(value), percent(value / estimate.step), bar(value, value, estimate.step).rstrip("."))
+        for name, value in estimate.parts
+        if value >= 1e-3 * estimate.step
+    ]
+    rate, each = count(estimate.tokens_per_second), count(estimate.tokens_per_second / estimate.ranks)
+    title = f"Step: {seconds(estimate.step)}, {rate} tokens/s, {each} a rank, MFU {percent(estimate.mfu)}"
+    return Section(title, tuple(rows), "lrrl")
+
+
+def memory(estimate: Estimate) -> Section:
+    """Bytes on the fullest rank by category, low to high, against what a rank may use."""
+    rows = [
+        (name, sizes(low, high), bar(low, high, estimate.limit).rstrip("."))
+        for name, (low, high) in estimate.memory.items()
+    ]
+    low, high = estimate.peak
+    rows.append(("total", sizes(low, high), bar(low, high, estimate.limit) + f"| {percent(high / estimate.limit)}"))
+    return Section(f"Memory of the fullest rank: {sizes(low, high)} of {size(estimate.limit)}", tuple(rows), "lrl")
+
+
+def beside(best: Estimate, others: Sequence[Candidate], refused: Sequence[Refusal]) -> Iterator[Section]:
+    """The next-best plans, and the meshes that do not fit, with what would make them."""
+    if others:
+        yield Section("Next best", tuple(_other(best, c) for c in others), "lrrl")
+    if refused:
+        rows = [
+            (r.mesh, r.reason + "".join(f"; {text}: {seconds(s)} a step" for text, s in r.repairs)) for r in refused
+        ]
+        yield Section("Refused", tuple(rows))
+
+
+def _other(best: Estimate, other: Candidate) -> tuple[str, ...]:
+    found = other.estimate
+    return headline(other.plan), seconds(found.step), _more(found.step, best.step), size(found.peak[1])
+
+
+def _refusal(refusal: Refusal) -> str:
+    repairs = [f"{text} ({seconds(cost)} a step)" for text, cost in refusal.repairs]
+    return refusal.reason + (f"; it fits with {' or '.join(repairs)}" if repairs else "")
+
+
+def pinned(estimate: Estimate, plan: Plan, costs: Mapping[str, float]) -> Iterator[Section]:
+    """What each pin adds to a step."""
+    if not plan.pins:
+        return
+    rows = []
+    for name, value in plan.pins.items():
+        cost = costs.get(name)
+        free = cost is not None and cost <= 1e-6 * estimate.step
+        if cost is None:
+            words = ""
+        elif free:
+            words = "costs nothing"
+        else:
+            words = f"costs {seconds(cost)} a step ({_more(estimate.step, estimate.step - cost)})"
+        rows.append((f"{name}={value}", words))
+    yield Section("Pins", tuple(rows))
+
+
+def notes(plan: Plan) -> Iterator[Section]:
+    """What capture found and the user should know."""
+    if plan.graph.notes:
+        yield Section("Notes", tuple((note,) for note in plan.graph.notes), "l")
+
+
+def why(plan: Plan, pattern: str = "*") -> tuple[Section, ...]:
+    """The decisions about what `pattern` matches, with the price of each option, and the ops of modules it matches."""
+    rows: list[tuple[str, ...]] = []
+    for decision in (d for d in plan.log if _matches(d.about, pattern)):
+        rows.append((decision.about, f"{decision.chose}  [{decision.by}]"))
+        best = min((cost for _, cost in decision.over), default=0.0)
+        rows += [
+            ("", f"over {name}: {seconds(cost)} ({_more(cost, best)})")
+            for name, cost in decision.over
+            if name != decision.chose
+        ]
+    found = [Section(f"Why {headline(plan)}", tuple(rows))] if rows else []
+    placed = tuple(_placed(plan, pattern)) if pattern != "*" else ()
+    return (*found, Section(f"Ops of {pattern}", placed, "llll")) if placed else tuple(found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or pattern in name
+
+
+def _placed(plan: Plan, pattern: str) -> Iterator[tuple[str, ...]]:
+    """Module, op, its cut in words, and the rule's label, for the ops of each block under a matching module name."""
+    for name, block in plan.graph.blocks.items():
+        chosen = plan.layouts[name].cuts if name in plan.layouts else {}
+        prefixes = {name, *(call.prefix for call in plan.graph.calls if call.block == name)}
+        for node in block.nodes:
+            if op_of(node).kind in KINDS and any(
+                _matches(f"{p}.{node.module or node.name}", pattern) for p in prefixes
+            ):
+                cut = chosen.get(node.name, WHOLE)
+                label = "" if cut == WHOLE else f"label {cut}"
+                yield f"{name}.{node.module or node.name}", node.op, _how(node, block, cut), label
+
+
+def _more(value: float, best: float) -> str:
+    return f"{'+' if value >= best else '-'}{percent(abs(value - best) / best)}" if best else "-"
+
+
+def _cuts(block: Block, chosen: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Modules of a block by how they are cut."""
+    found: dict[str, list[str]] = {}
+    for node in block.nodes:
+        if op_of(node).kind in KINDS:
+            found.setdefault(_how(node, block, chosen.get(node.name, WHOLE)), []).append(node.module or node.name)
+    yield from ((how, found[how]) for how in CUTS if how in found)
+
+
+def _how(node: Node, block: Block, cut: str) -> str:
+    """The field's word for a cut: a product by columns or rows of its weight, attention by heads, ..."""
+    kind = op_of(node).kind
+    if cut == WHOLE:
+        return "whole"
+    state = rule_for(node, block.values(), cut).gives(cut)
+    if kind == "attention":
+        return "heads"
+    if kind == "loss":
+        return "vocabulary" if cut == "v" else "tokens"
+    if state.kind == "P":
+        return "vocabulary" if kind == "gather" else "rows"
+    return "tokens" if node.value.shape[state.dim] == TOKENS else "columns"
+
+
+def fields(graph: Graph) -> Mapping[str, object]:
+    """The graph in figures, for JSON."""
+    total = sum(prod(value.shape) for _, value in graph.parameters())
+    return {"model": graph.name, "fingerprint": graph.fingerprint, "parameters": total, "blocks": dict(graph.counts)}
