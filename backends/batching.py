@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fourfold.backends.aside import moved
 from fourfold.backends.sequences import IGNORED, Document
 from fourfold.hardware.errors import UsageError
 
@@ -101,5 +102,5 @@ def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Pack
         positions[span] = torch.arange(len(doc))
         start += len(doc)
     padding = [min(bucket, size - at) for at in range(total, size, bucket)]
-    on_device = (moved(x, device) for x in (tokens[None], positions, targets, weights))
-    return Packed(*on_device, tuple(lengths + padding))
+    ids, at, targets, weights = (moved(x, device) for x in (tokens[None], positions, targets, weights))
+    return Packed(ids, at, targets, weights, tuple(lengths + padding))

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard
 
 from fourfold.backends import batching, compat, skeleton, weights
+from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
+from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.ranks import Ranks, join
-from fourfold.hardware.errors import RunError, UsageError
-from fourfold.ir.graph import TOKENS, Graph
+from fourfold.backends.sequences import limits_of
+from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.rule import State
 
@@ -40,7 +42,7 @@ class Program:
         self.aside = Aside.of(self.ranks.device)
         self.graph = graph
         self.root = self._sharded(graph)
-        self.limit = _position_limit(graph)
+        self.limits = limits_of(graph)
         self.tokens_seen = 0
         self.steps_done = 0
 
@@ -50,7 +52,7 @@ class Program:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """With their full names; fused weights as their parts."""
-        return self.root.named_parameters()
+        yield from self.root.named_parameters()
 
     def init(self, seed: int = 0) -> None:
         """Initialises every parameter with the model's own initialisers: same seed, same weights under every plan.
@@ -67,7 +69,7 @@ class Program:
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
 
-        batch: sequences of any lengths, the same list on every rank (see batching.documents). Returns the loss: summed
+        batch: sequences of any lengths, the same list on every rank (see sequences.documents). Returns the loss: summed
         over supervised targets, divided by their weight in the whole batch. Raises UsageError for an empty batch or a
         sequence too long, RunError when ranks pass different batches.
         """
@@ -82,52 +84,28 @@ class Program:
 
     def clip_grad_norm_(self, limit: float) -> float:
         """Scales all gradients so that their global norm is at most `limit`; returns the norm before, on every rank."""
-        total = nn.utils.clip_grad_norm_(list(self.parameters()), limit)
-        whole = total.full_tensor() if isinstance(total, DTensor) else total
-        return float(whole)
+        return clip_grad_norm_(self.parameters(), limit)
 
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
-        docs = self._agreed(batch)
+        docs = agreed(batch, self.limits, self.aside)
         dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
-        total = float(sum(float(d.weights.sum()) for d in docs))
+        total = float(sum(float(d.weights.double().sum()) for d in docs))
         mine = dealt[self.ranks.pool_rank]
         loss = joined = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for k, micro in enumerate(mine):
             last = k == len(mine) - 1
-            packed = batching.pack([docs[i] for i in micro.documents], bucket=self.plan.bucket, device=self.ranks.device)
+            held = [docs[i] for i in micro.documents]
+            packed = batching.pack(held, bucket=self.plan.bucket, device=self.ranks.device)
             self._schedule(last=last)
             part = self.engine.loss(self.root, packed, scale=1.0 / total if total else 0.0, training=backward)
             loss += part.detach()
             # The loss is known before the last backward, and reading it must not wait for that.
             joined = self.aside.sum(loss) if last else joined
             if backward:
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]
         self.tokens_seen += sum(len(d) for d in docs) if backward else 0
         shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
         return self.aside.read(joined) / shared
-
-    def _agreed(self, batch: Sequence[Any]) -> tuple[batching.Document, ...]:
-        """The documents, after every rank was seen to hold the same ones; a rank's own error is told to all."""
-        error: UsageError | None = None
-        docs: tuple[batching.Document, ...] = ()
-        try:
-            docs = batching.documents(batch)
-            self._fits(docs)
-        except UsageError as found:
-            error = found
-        rows = self.aside.gathered((-1, -1) if error else batching.digest(docs))
-        if error is not None:
-            raise error
-        bad = [r for r, row in enumerate(rows) if row != rows[0]]
-        if bad:
-            what = "lengths" if any(rows[r][0] != rows[0][0] for r in bad) else "tokens, labels or weights"
-            raise RunError(f"rank {bad[0]} passed other {what} to step() than rank 0: every rank must pass the same global batch")
-        return docs
-
-    def _fits(self, docs: tuple[batching.Document, ...]) -> None:
-        longest = max(len(d) for d in docs)
-        if self.limit is not None and longest > self.limit:
-            raise UsageError(f"a sequence has {longest} tokens and the model's table of positions {self.limit}: cut it")
 
     def _schedule(self, *, last: bool) -> None:
         """Which micro-step gathers parameters anew and which reduces gradients: the ZeRO stage."""
@@ -145,32 +123,25 @@ class Program:
     def _sharded(self, graph: Graph) -> Any:
         """The skeleton with its parameters sharded over the pool, materialised on the device, not yet filled."""
         precision = self.plan.precision
-        parameter, compute, reduce = (getattr(torch, d) for d in (precision.parameter, precision.compute, precision.reduce))
+        names = (precision.parameter, precision.compute, precision.reduce)
+        parameter, compute, reduce = (getattr(torch, name) for name in names)
         root = skeleton.build(graph, self.engine.stored, (parameter, compute), self.ranks.tp)
         policy = MixedPrecisionPolicy(
             param_dtype=compute if compute != parameter else None,
             reduce_dtype=reduce if reduce != compute else None,
             cast_forward_inputs=False,
         )
-        keep = {"mesh": self.ranks.data, "reshard_after_forward": self.plan.zero == 3, "mp_policy": policy}
+        reshard = self.plan.zero == 3
+        keep: dict[str, Any] = {"mesh": self.ranks.data, "reshard_after_forward": reshard, "mp_policy": policy}
         self.engine.place(root)
         for containers in self.engine.units.values():
-            fully_shard(list(containers) if len(containers) > 1 else containers[0], **keep)
+            unit: Any = list(containers) if len(containers) > 1 else containers[0]
+            fully_shard(unit, **keep)
         fully_shard(root, **keep)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 compat.sum_gradients(module)
         return root.to_empty(device=self.ranks.device)
-
-
-def _position_limit(graph: Graph) -> int | None:
-    """Rows of the shortest table that is read by position."""
-    rows = []
-    for block in graph.blocks.values():
-        for node in block.nodes:
-            if node.op == "embedding" and node.refs()[1] == "positions":
-                rows.append(block.value(node.refs()[0]).shape[0])
-    return min((r for r in rows if r != TOKENS), default=None)
 
 
 def whole_states(graph: Graph) -> dict[str, State]:

@@ -19,8 +19,12 @@ class Container(nn.Module):
     """A module of the tree: calling it runs what it is given, so that hooks of sharded parameters fire around it."""
 
     def forward(self, run: Callable[..., Any], *tensors: Tensor) -> Any:
-        """Returns `run(*tensors)`; the tensors are arguments so that hooks see their gradients arrive."""
-        return run(*tensors)
+        """Returns `run(*tensors)`; the tensors are arguments so that hooks see their gradients arrive.
+
+        No output is a view: autograd would move the hooks of sharded parameters off a view that is written in place.
+        """
+        found = run(*tensors)
+        return tuple(_owned(x) for x in found) if isinstance(found, tuple) else _owned(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,11 @@ def units(root: Container, graph: Graph) -> Iterator[tuple[int, tuple[Container,
         mine = tuple(c for c in owners if c is not root and c not in shared)
         if mine:
             yield i, mine
+
+
+def _owned(x: Tensor) -> Tensor:
+    """`x` without a base: the same memory, which nothing else reads."""
+    return torch.ops.aten._unsafe_view(x, x.shape) if x._is_view() else x
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
