@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
@@ -16,7 +16,8 @@ from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
-from fourfold.backends.ranks import Ranks, join
+from fourfold.backends.initial import Initialised
+from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.sequences import limits_of
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
@@ -25,10 +26,12 @@ from fourfold.ir.rule import State
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run, beside the plan: whether regions are compiled (None: on a GPU), and on what device."""
+    """How to run, beside the plan: whether regions are compiled (None: on a GPU), on what device, and for how many
+    seconds a collective waits for the slowest rank."""
 
     compile: bool | None = None
     device: torch.device | None = None
+    timeout: float = TIMEOUT
 
 
 class Program:
@@ -36,7 +39,7 @@ class Program:
 
     def __init__(self, model: nn.Module, plan: Plan, graph: Graph, options: Options) -> None:
         self.plan, self.model = plan, model
-        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device)
+        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled)
         self.aside = Aside.of(self.ranks.device)
@@ -45,6 +48,7 @@ class Program:
         self.limits = limits_of(graph)
         self.tokens_seen = 0
         self.steps_done = 0
+        self.seed = 0
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter once, as DTensors: what an optimizer takes."""
@@ -57,14 +61,30 @@ class Program:
     def init(self, seed: int = 0) -> None:
         """Initialises every parameter with the model's own initialisers: same seed, same weights under every plan.
 
-        Raises ModelError listing the tensors that no initialiser sets.
+        A tensor that no initialiser writes keeps the value it has in the model, which must be the same on every rank.
+        Raises ModelError listing the tensors that have none either, RunError naming one that differs between ranks.
         """
-        source = weights.initialised(self.model, seed, self.ranks.device)
-        weights.require_all(self._fill(source), f"{type(self.model).__name__}'s own initialisation")
+        with together():
+            source = Initialised(self.model, seed, self.ranks.device)
+            unset = self._fill(source)
+            weights.require_all(unset, f"{type(self.model).__name__}'s own initialisation")
+        same(weights.checksums(source.kept), "what no initialiser writes must be built alike on every rank")
+        self.seed = seed
 
     def copy_from(self, model: nn.Module) -> None:
-        """Takes the weights of a plain module with the same parameters, whole on every rank."""
-        weights.require_all(self._fill(weights.copied(model)), f"this {type(model).__name__}")
+        """Takes the weights of a plain module with the same parameters, whole and the same on every rank."""
+        source = weights.held(model)
+        with together():
+            weights.require_all(self._fill(source.get), f"this {type(model).__name__}")
+        same(weights.checksums(source), "the model must hold the same weights on every rank")
+
+    def full_state_dict(self, *, everywhere: bool = False) -> dict[str, Tensor]:
+        """The weights as the plain model's state_dict, whole, on the CPU; empty beyond rank 0 unless `everywhere`.
+
+        Fused weights are joined and tied ones stand under all their names. What forward never reads is as the model
+        holds it, or left out where the model is on the meta device. A collective: call it on every rank.
+        """
+        return weights.plain(self.root, self.graph, self.model, self._whole, keep=everywhere or self.ranks.rank == 0)
 
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
@@ -80,7 +100,12 @@ class Program:
     @torch.no_grad()
     def evaluate(self, batch: Sequence[Any]) -> float:
         """The loss of the global batch without gradients or dropout."""
-        return self._run(batch, backward=False)
+        loss = self._run(batch, backward=False)
+        # Only a backward shards again below ZeRO 3; else the next step would read the weights of this one.
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return loss
 
     def clip_grad_norm_(self, limit: float) -> float:
         """Scales all gradients so that their global norm is at most `limit`; returns the norm before, on every rank."""
@@ -116,9 +141,14 @@ class Program:
             self.root.set_reshard_after_backward(last)
 
     def _fill(self, source: weights.Lookup) -> tuple[str, ...]:
-        placements = {n: Shard(s.dim) if s.kind == "S" else Replicate() for n, s in self.engine.stored.items()}
-        place = weights.tensor_part(placements, self.ranks.tensor.rank, self.ranks.tensor.size)
+        place = weights.tensor_part(self._cuts(), self.ranks.tensor.rank, self.ranks.tensor.size)
         return weights.fill(self.root, self.graph, source, place)
+
+    def _whole(self, name: str, target: Tensor) -> Tensor:
+        return weights.whole(target, self._cuts().get(name), self.ranks.tp)
+
+    def _cuts(self) -> dict[str, Shard | Replicate]:
+        return {n: Shard(s.dim) if s.kind == "S" else Replicate() for n, s in self.engine.stored.items()}
 
     def _sharded(self, graph: Graph) -> Any:
         """The skeleton with its parameters sharded over the pool, materialised on the device, not yet filled."""

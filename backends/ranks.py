@@ -1,17 +1,27 @@
-"""This process among the others: the process group, the device, the mesh of the plan."""
+"""This process among the others: the process group, the device, the mesh of the plan, and one error for all ranks."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fourfold.backends.collectives import Axis
-from fourfold.hardware.errors import RunError
+from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.mesh import Mesh
+
+TIMEOUT = 600.0
+"""Seconds a collective waits for the slowest rank before the run fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +53,27 @@ class Ranks:
         """Ranks of the pool."""
         return self.mesh.size() // self.tensor.size
 
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.mesh.size()
 
-def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None) -> Ranks:
+
+def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout: float = TIMEOUT) -> Ranks:
     """Joins the process group torchrun describes (or one of a single rank) and lays the mesh over it.
 
-    Raises RunError when the number of processes is not the plan's, with the line that starts the right one.
+    A group that is already there is used as it is, with its own timeout. Raises RunError when the number of processes
+    is not the plan's, with the line that starts the right one, and when this host has fewer GPUs than processes.
     """
-    device = device or _device()
     world = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if world != mesh.ranks:
         raise RunError(
-            f"the plan needs {mesh.ranks} processes ({mesh}) and {world} are running; start it with: "
-            f"torchrun --nproc_per_node {mesh.ranks} <script>"
+            f"the plan needs {mesh.ranks} processes ({mesh}) and {world} {'is' if world == 1 else 'are'} running; "
+            f"start it with: {launch_line(mesh.ranks)}"
         )
+    device = device or _device()
     if not dist.is_initialized():
-        _start(device)
+        _start(device, timedelta(seconds=timeout))
     replicate, sharded = (1, mesh.pool) if shard else (mesh.pool, 1)
     grid = init_device_mesh(device.type, (replicate, sharded, mesh.tp), mesh_dim_names=("replicate", "shard", "tp"))
     group = grid["tp"].get_group()
@@ -65,20 +81,91 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None) -> Rank
     return Ranks(device, rank, grid, Axis(group.group_name, mesh.tp, rank % mesh.tp))
 
 
+def launch_line(ranks: int) -> str:
+    """The command that starts this program on `ranks` processes, over as many hosts as its GPUs ask for."""
+    words = sys.argv if sys.argv and sys.argv[0] not in ("", "-c") else ["<script>"]
+    script = " ".join(w if w == "<script>" else shlex.quote(w) for w in words)
+    if ranks == 1:
+        return f"python {script}"
+    here = torch.cuda.device_count() if torch.cuda.is_available() else ranks
+    if here >= ranks or ranks % here:
+        return f"torchrun --nproc_per_node {ranks} {script}"
+    return (
+        f"torchrun --nnodes {ranks // here} --nproc_per_node {here} --rdzv_backend c10d "
+        f"--rdzv_endpoint <first host>:29500 {script}  (the same on every host)"
+    )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Runs a body without collectives; when it fails on some rank, every rank raises, so that none waits for another.
+
+    A rank that failed raises its own error if it is named, else RunError; the others raise the first failing rank's.
+    """
+    mine: FourfoldError | None = None
+    try:
+        yield
+    except FourfoldError as error:
+        mine = error
+    except Exception as error:
+        mine = RunError(f"{type(error).__name__}: {error}")
+        mine.__cause__ = error
+    told = [None if e is None else (type(e), str(e)) for e in gathered(mine)]
+    if mine is not None:
+        raise mine
+    for rank, found in enumerate(told):
+        if found is not None:
+            kind, text = found
+            raise kind(f"rank {rank}: {text}")
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every rank passed, in rank order."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def told(value: Any) -> Any:
+    """What rank 0 passed, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def same(values: Mapping[str, str], what: str) -> None:
+    """Raises RunError on every rank, naming the first entry that some rank holds otherwise than rank 0."""
+    first, *others = gathered(dict(values))
+    for rank, other in enumerate(others, 1):
+        bad = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if bad:
+            raise RunError(f"{what}: {bad[0]} differs between rank 0 and rank {rank}")
+
+
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise RunError(
+            f"process {index} of this host has no GPU: {count} are here and each process needs its own; "
+            f"start at most {count} processes per host (torchrun --nproc_per_node {count})"
+        )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def _start(device: torch.device) -> None:
-    if "RANK" not in os.environ:
-        store = dist.HashStore()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
-        return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+def _start(device: torch.device, timeout: timedelta) -> None:
+    alone = "RANK" not in os.environ
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=HashStore() if alone else None,
+            rank=0 if alone else -1,
+            world_size=1 if alone else -1,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, ValueError) as error:
+        raise RunError(f"the processes could not find each other: {error}") from error

@@ -1,13 +1,13 @@
-"""Fills a program's parameters: from the model's own initialisers, or from a plain module; each rank keeps its part."""
+"""Whole tensors into a program's parameters, each rank keeping its part, and out of them again."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fourfold.hardware.errors import ModelError
@@ -57,90 +57,29 @@ def _copy(target: Tensor, mine: Tensor) -> None:
     local.copy_(mine)
 
 
-def initialised(model: nn.Module, seed: int, device: torch.device) -> Lookup:
-    """A source that runs the model's own initialisers: same seed, same weights, whatever the plan.
-
-    A parameter's module is rebuilt alone on `device`, its `reset_parameters` (and the model's `_init_weights`) run
-    under a seed made of `seed` and the module's name; parameters no initialiser sets keep the model's own values.
-    """
-    owners = dict(_owners(model))
-    made: dict[str, dict[str, Tensor]] = {}
-
-    def source(name: str) -> Tensor | None:
-        if name not in owners:
-            return None
-        module_name, short = owners[name]
-        if module_name not in made:
-            made.clear()
-            made[module_name] = _reset(model, module_name, seed, device)
-        return made[module_name].get(short)
-
-    return source
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a plain module that hold data, under all their names."""
+    return {name: value.detach() for name, value in _tensors(model) if not value.is_meta}
 
 
-def copied(model: nn.Module) -> Lookup:
-    """A source that reads a plain module's weights; None where they are on the meta device."""
-    values = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-
-    def source(name: str) -> Tensor | None:
-        value = values.get(name)
-        return None if value is None or value.is_meta else value.detach()
-
-    return source
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def require_all(unset: tuple[str, ...], what: str) -> None:
     """Raises one ModelError that lists what stayed unset."""
     if unset:
         raise ModelError(
-            f"{what} leaves {len(unset)} tensors unset: {', '.join(unset[:8])}{' ...' if len(unset) > 8 else ''}; give their "
-            "modules reset_parameters(), give the model _init_weights(module), or build the model outside torch.device('meta')"
+            f"{what} leaves {len(unset)} {'tensor' if len(unset) == 1 else 'tensors'} unset: {', '.join(unset[:8])}"
+            f"{' ...' if len(unset) > 8 else ''}; give their modules reset_parameters(), give the model "
+            "_init_weights(module), or build the model outside torch.device('meta')"
         )
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Each tensor's first name, with the module that owns it."""
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
-        for short, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is not None and id(value) not in seen:
-                seen.add(id(value))
-                yield (f"{module_name}.{short}" if module_name else short), (module_name, short)
-
-
-def _reset(model: nn.Module, name: str, seed: int, device: torch.device) -> dict[str, Tensor]:
-    original = model.get_submodule(name)
-    reset = getattr(original, "reset_parameters", None)
-    hook = getattr(model, "_init_weights", None)
-    if (reset is None or not original._parameters) and hook is None:
-        return _own(original)
-    twin = copy.copy(original)
-    twin._parameters = {k: _empty(p, device) for k, p in original._parameters.items()}
-    twin._buffers = {k: None if b is None else torch.full_like(b, 0, device=device) if b.is_meta else b for k, b in original._buffers.items()}
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(int.from_bytes(digest[:7], "little"))
-        if reset is not None:
-            twin.reset_parameters()
-        if hook is not None:
-            hook(twin)
-    found = {k: p.detach() for k, p in twin._parameters.items() if p is not None and not torch.isnan(p).all()}
-    kept = {k: v for k, v in _own(original).items() if k not in found}
-    buffers = {k: b for k, b in twin._buffers.items() if b is not None and not original._buffers[k].is_meta}  # type: ignore[union-attr]
-    return {**kept, **found, **buffers}
-
-
-def _own(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors a module holds with data."""
-    tensors = {**module._parameters, **module._buffers}
-    return {k: v.detach() for k, v in tensors.items() if v is not None and not v.is_meta}
-
-
-def _empty(parameter: nn.Parameter | None, device: torch.device) -> nn.Parameter | None:
-    """A float32 stand-in full of NaN, so that what no initialiser writes is seen."""
-    if parameter is None:
-        return None
-    return nn.Parameter(torch.full(parameter.shape, float("nan"), device=device), requires_grad=parameter.requires_grad)
+def checksums(values: Mapping[str, Tensor]) -> dict[str, str]:
+    """A short text per tensor that tells whether two ranks hold the same values."""
+    return {name: float(value.sum(dtype=torch.float64)).hex() for name, value in values.items()}
 
 
 def tensor_part(stored: dict[str, Shard | Replicate], rank: int, size: int) -> Callable[[str, Tensor], Tensor]:
@@ -151,3 +90,68 @@ def tensor_part(stored: dict[str, Shard | Replicate], rank: int, size: int) -> C
         return whole.chunk(size, placement.dim)[rank] if isinstance(placement, Shard) else whole
 
     return place
+
+
+def plain(
+    root: nn.Module, graph: Graph, model: nn.Module, gather: Callable[[str, Tensor], Tensor], *, keep: bool
+) -> dict[str, Tensor]:
+    """The model's state_dict from a program's tensors, on the CPU; empty unless `keep`.
+
+    `gather(name, part)` returns the whole of a tensor and is called on all ranks, in the same order.
+    """
+    found: dict[str, Tensor] = {}
+    for name, target in (*root.named_parameters(), *root.named_buffers()):
+        value = gather(name, target)
+        if keep:
+            found[name] = value.cpu()
+    if not keep:
+        return {}
+    own = dict(_tensors(model))
+    by_tensor = {id(own[name]): value for name, value in _unsplit(found, graph, own).items()}
+    wanted = model.state_dict(keep_vars=True)
+    values = {name: by_tensor.get(id(t), None if t.is_meta else t.detach().cpu()) for name, t in wanted.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _unsplit(found: Mapping[str, Tensor], graph: Graph, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found` with the parts of fused weights in their places; what no part covers is never read, and zero."""
+    joined: dict[str, Tensor] = {}
+    for name, value in found.items():
+        part = graph.parts.get(name)
+        if part is None:
+            joined[name] = value
+            continue
+        fused = joined.setdefault(part.of, value.new_zeros(own[part.of].shape))
+        fused.narrow(part.dim, part.start, part.stop - part.start).copy_(value)
+    return joined
+
+
+def whole(target: Tensor, cut: Shard | Replicate | None, tp: DeviceMesh | None) -> Tensor:
+    """The whole of a parameter, on every rank: `target` is its rank's part and `cut` how it lies along tp.
+
+    A collective. DTensor's own full_tensor() says the same, with a warning for each parameter cut twice along a dim.
+    """
+    if not isinstance(target, DTensor):
+        return target.detach()
+    mine = _pooled(target, tp.size() if tp is not None and isinstance(cut, Shard) and cut.dim == 0 else 1)
+    if tp is None or not isinstance(cut, Shard):
+        return mine
+    return torch.cat(_all_gathered(mine, tp), cut.dim)
+
+
+def _pooled(target: DTensor, cuts: int) -> Tensor:
+    """This rank's part along tp, its rows joined over the pool; `cuts` is how often tp cuts the rows."""
+    local: Tensor = target.to_local().detach()
+    mesh = target.device_mesh
+    if "shard" not in (mesh.mesh_dim_names or ()) or mesh["shard"].size() == 1:
+        return local
+    rows = target.shape[0] // cuts
+    padded = local.new_zeros(-(-rows // mesh["shard"].size()), *local.shape[1:])
+    padded[: local.shape[0]] = local
+    return torch.cat(_all_gathered(padded, mesh["shard"]))[:rows]
+
+
+def _all_gathered(mine: Tensor, mesh: DeviceMesh) -> list[Tensor]:
+    parts = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(mesh.size())]
+    dist.all_gather(parts, mine.contiguous(), group=mesh.get_group())
+    return parts
