@@ -20,7 +20,7 @@ SYMBOLS = 256
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents of bytes, and their windows (document, start, stop): of `length` bytes, the last of a document shorter."""
+    """Documents of bytes, and their windows (document, start, stop); a document's last may be shorter than `length`."""
 
     name: str
     documents: tuple[bytes, ...] = field(repr=False)

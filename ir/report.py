@@ -8,8 +8,9 @@ from math import prod
 
 from fourfold.ir.estimate import Candidate, Estimate, Refusal
 from fourfold.ir.graph import TOKENS, Block, Graph, Node
+from fourfold.ir.mesh import AXES
 from fourfold.ir.ops import op_of, rule_for
-from fourfold.ir.plan import RECOMPUTE, Plan
+from fourfold.ir.plan import RECOMPUTE, Decision, Plan
 from fourfold.ir.rule import WHOLE
 from fourfold.ir.text import Section, bar, count, percent, seconds, size, sizes
 
@@ -142,7 +143,7 @@ def notes(plan: Plan) -> Iterator[Section]:
 def why(plan: Plan, pattern: str = "*") -> tuple[Section, ...]:
     """The decisions about what `pattern` matches, with the price of each option, and the ops of modules it matches."""
     rows: list[tuple[str, ...]] = []
-    for decision in (d for d in plan.log if _matches(d.about, pattern)):
+    for decision in decisions(plan, pattern):
         rows.append((decision.about, f"{decision.chose}  [{decision.by}]"))
         best = min((cost for _, cost in decision.over), default=0.0)
         rows += [
@@ -153,6 +154,62 @@ def why(plan: Plan, pattern: str = "*") -> tuple[Section, ...]:
     found = [Section(f"Why {headline(plan)}", tuple(rows))] if rows else []
     placed = tuple(_placed(plan, pattern)) if pattern != "*" else ()
     return (*found, Section(f"Ops of {pattern}", placed, "llll")) if placed else tuple(found)
+
+
+def decisions(plan: Plan, pattern: str = "*") -> tuple[Decision, ...]:
+    """The decisions of the log about what `pattern` matches."""
+    return tuple(d for d in plan.log if _matches(d.about, pattern))
+
+
+def difference(plans: Sequence[Plan], estimates: Sequence[Estimate]) -> list[tuple[str, str, str]]:
+    """Rows (what, first, second) where two plans differ: settings, cuts, then what they should cost."""
+    one, other = (_settled(plan) for plan in plans)
+    rows = [(k, one.get(k, "-"), other.get(k, "-")) for k in {**one, **other} if one.get(k) != other.get(k)]
+    a, b = estimates
+    rows.append(("step", seconds(a.step), f"{seconds(b.step)} ({_more(b.step, a.step)})"))
+    rows.append(("memory", sizes(*a.peak), sizes(*b.peak)))
+    rows.append(("MFU", percent(a.mfu), percent(b.mfu)))
+    return rows
+
+
+def settings(plan: Plan) -> dict[str, object]:
+    """Everything that was asked and decided but the graph, as plain values."""
+    modes = plan.recompute or ("none",) * len(plan.graph.calls)
+    return {
+        "machine": machine_name(plan),
+        "workload": {
+            "tokens": plan.workload.tokens,
+            "sequences": plan.workload.sequences,
+            "longest": plan.workload.longest,
+        },
+        "optimizer": {"name": plan.optimizer.name, "state": plan.optimizer.state},
+        "precision": {f: getattr(plan.precision, f) for f in ("parameter", "compute", "reduce")},
+        "mesh": {axis: getattr(plan.mesh, axis) for axis in AXES},
+        "zero": plan.zero,
+        "micro_steps": plan.micro_steps,
+        "capacity": plan.capacity,
+        "recompute": {mode: modes.count(mode) for mode in RECOMPUTE},
+        "cuts": {name: dict(layout.cuts) for name, layout in plan.layouts.items()},
+    }
+
+
+def _settled(plan: Plan) -> dict[str, str]:
+    """The settings on one level, cuts in words."""
+    found = dict(_flat({k: v for k, v in settings(plan).items() if k != "cuts"}))
+    for section in cuts(plan):
+        block = ""
+        for name, how, modules in section.rows:
+            block = name or block
+            found[f"{block} {how}"] = modules
+    return found
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            yield from _flat(one, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", str(one)
 
 
 def _matches(name: str, pattern: str) -> bool:

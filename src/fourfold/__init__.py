@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fourfold.compiler.api import plan as plan
     from fourfold.compiler.capture import capture as capture
     from fourfold.compiler.verify import verify as verify
+    from fourfold.compiler.version import VERSION as __version__  # noqa: F401
     from fourfold.hardware import load as load
     from fourfold.hardware.errors import FourfoldError as FourfoldError
     from fourfold.hardware.errors import InfeasibleError as InfeasibleError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fourfold.ir.plan import Plan as Plan
     from fourfold.ir.plan import Precision as Precision
     from fourfold.ir.workload import Workload as Workload
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "ir.answer",
@@ -57,6 +56,8 @@ __all__ = sorted((*_HOMES, "__version__"))
 
 def __getattr__(name: str) -> Any:
     """The public name, from the module that defines it: importing fourfold itself loads neither torch nor a solver."""
+    if name == "__version__":
+        return import_module("fourfold.compiler.version").VERSION
     if name not in _HOMES:
         raise AttributeError(f"fourfold has no {name!r}")
     return getattr(import_module(f"fourfold.{_HOMES[name]}"), name)

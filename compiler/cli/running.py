@@ -1,0 +1,155 @@
+"""`fourfold run | verify | demo`: train on this machine, prove a plan against the plain module, and show both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fourfold.compiler.cli import options, values
+from fourfold.compiler.cli.asking import model_of, precision
+from fourfold.compiler.cli.job import Job
+from fourfold.compiler.cli.launching import folder_of, launched
+from fourfold.compiler.cli.planning import priced, saved
+from fourfold.compiler.cli.render import dump, show
+from fourfold.compiler.cli.watching import progress
+from fourfold.hardware.errors import RunError, UsageError
+from fourfold.ir.text import Section, count, seconds, size
+
+if TYPE_CHECKING:
+    from fourfold.ir.plan import Plan
+
+
+def run(
+    model: options.Model,
+    hardware: options.Hardware = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.")] = 100,
+    batch_tokens: Annotated[str, typer.Option("--batch-tokens", metavar="N", help="Tokens of one step.")] = "4k",
+    length: Annotated[str, typer.Option("--length", metavar="N", help="Longest window of the data.")] = "128",
+    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Text, .jsonl, a folder, or pydoc.")] = "pydoc",
+    plan: Annotated[str | None, typer.Option("--plan", metavar="FILE", help="Run this plan.")] = None,
+    processes: Annotated[int | None, typer.Option("--nproc", min=1, help="Processes: the machine's ranks.")] = None,
+    pin: options.Pins = None,
+    override: options.Overrides = None,
+    numbers: options.Precision = None,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW.")] = 3e-3,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights and the order of the data.")] = 0,
+    sample: Annotated[str, typer.Option("--sample", metavar="TEXT", help="Continue this text afterwards.")] = "",
+    keep: Annotated[bool, typer.Option("--keep-weights", help="Write weights.pt afterwards.")] = False,
+    runs: Annotated[str, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = "runs",
+    name: Annotated[str | None, typer.Option("--name", help="The run's folder in it.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
+    from fourfold.compiler.corpus import read_corpus
+
+    tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
+    changed = values.pairs(override or (), "--set")
+    corpus = read_corpus(data, length=window)
+    if plan is not None:
+        chosen = _given(plan, hardware, pin, numbers)
+    else:
+        pins, workload = values.pins(pin or ()), corpus.workload(tokens=tokens, seed=seed)
+        chosen = planned(model_of(model, changed), workload, machine_of(hardware, processes), pins=pins, word=numbers)
+    if processes not in (None, chosen.mesh.ranks):
+        raise RunError(
+            f"the plan needs {chosen.mesh.ranks} processes ({chosen.mesh}) and --nproc says {processes}: "
+            f"say --nproc {chosen.mesh.ranks}, or plan for a machine of {processes} ranks"
+        )
+    job = Job(model, data, window, steps, tokens, rate, seed, priced(chosen).step, changed, sample=sample, weights=keep)
+    folder = folder_of(runs, name or f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    report = trained(folder, job, chosen, quiet=as_json)
+    if as_json:
+        dump(report)
+        return
+    show([section(report)])
+
+
+def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
+    """Runs the job in its folder, and its figures; the sample's text too."""
+    plan.save(folder / "plan.json")
+    job.write(folder)
+    with progress(job, quiet=quiet) as tell:
+        rows = launched(folder, job, ranks=plan.mesh.ranks, tell=tell)
+    sample = folder / "sample.txt"
+    return {
+        "schema": "fourfold.summary/1",
+        "folder": str(folder),
+        "plan": str(plan.mesh),
+        "zero": plan.zero,
+        **summary(rows),
+        "sample": sample.read_text() if sample.exists() else None,
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the rows of a run came to."""
+    from dataclasses import asdict
+
+    from fourfold.compiler.training import Row, summary
+
+    return asdict(summary([Row(**row) for row in rows]))
+
+
+def section(report: Mapping[str, Any]) -> Section:
+    """The figures of a run as text."""
+    predicted = report["predicted"]
+    ratio = f", predicted {seconds(predicted)} ({predicted / report['seconds']:.2f} of it)" if predicted else ""
+    rows = [
+        ("loss", f"{report['first']:.3f} at first, {report['last']:.3f} over the last ten of {report['steps']} steps"),
+        ("step", f"{seconds(report['seconds'])} measured{ratio}"),
+        ("tokens/s", count(report["tokens_per_second"])),
+        ("compiled", f"{report['compiled']} graphs"),
+    ]
+    if report["peak"]:
+        rows.append(("memory", f"{size(report['peak'])} at most on rank 0"))
+    if report["sample"]:
+        rows.append(("sample", " ".join(report["sample"].split())))
+    rows.append(("kept in", report["folder"]))
+    return Section(f"Trained on {report['plan']}", tuple(rows))
+
+
+def machine_of(hardware: str | None, processes: int | None) -> Any:
+    """The machine to plan for: the profile named, with as many devices as there are to be processes."""
+    from fourfold.hardware import load
+    from fourfold.hardware.spec import parse
+
+    if hardware is None:
+        raise UsageError("which machine? give --hardware NAME, for example cpu-gloo-4, or --hardware detect")
+    if hardware == "detect":
+        return load(str(detected(processes or 4)))
+    machine = load(hardware)
+    if processes in (None, machine.ranks) or parse(hardware).devices is not None or machine.nodes > 1:
+        return machine
+    return load(f"{hardware}@{processes}")
+
+
+def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str | int], word: str | None) -> Plan:
+    """The planner's choice."""
+    from fourfold.compiler import api
+
+    numbers = precision(word or ("bf16" if "bf16" in machine.device.peak else "fp32"))
+    return api.plan(model, workload, hardware=machine, precision=numbers, pins=pins, top=0).plan
+
+
+def _given(file: str, *others: object) -> Plan:
+    if any(others):
+        raise UsageError("--plan says it all: leave --hardware, --pin and --precision away")
+    return saved(file)
+
+
+def detected(processes: int) -> Path:
+    """A profile of this machine, measured now, as a file of the user's cache."""
+    from fourfold.backends.calibrate import detect
+
+    folder = Path("~/.cache/fourfold").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "this-machine.toml"
+    path.write_text(detect(quick=True, ranks=processes))
+    return path
+
+
+COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("run", run),)
