@@ -25,7 +25,7 @@ class Aside:
     @classmethod
     def of(cls, device: torch.device) -> Aside:
         """With a stream of its own where the device has streams."""
-        return cls(device, torch.cuda.Stream(device) if device.type == "cuda" else None)
+        return cls(device, torch.cuda.Stream(device) if device.type == "cuda" else None)  # type: ignore[no-untyped-call]
 
     def gathered(self, numbers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """The numbers every rank passed, in order of rank; as many on each."""

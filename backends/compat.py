@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+import torch._inductor
+from torch._functorch import config as functorch_config
 from torch.distributed.fsdp import FSDPModule
 
 
@@ -15,3 +20,14 @@ def sum_gradients(module: FSDPModule) -> None:
 def device_type() -> str:
     """The accelerator's type, or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def frugal(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A compiler of regions whose backward is given their inputs only, and works out the rest in one graph with itself.
+
+    Beside a checkpoint, which runs a whole compiled region again, this leaves out what the backward does not read:
+    the last matmul of a feed-forward, say.
+    """
+    with functorch_config.patch(activation_memory_budget=0.0):
+        found: Callable[..., Any] = torch._inductor.compile(graph, list(inputs))
+        return found

@@ -9,18 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fourfold.backends import skeleton
+from fourfold.backends import compat, skeleton
 from fourfold.backends.batching import Packed
+from fourfold.backends.emit import suffix_function
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
-from fourfold.backends.emit import suffix_function
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.ranks import Ranks
-from fourfold.backends.runner import Runner, recomputed
+from fourfold.backends.runner import Runner
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
-
 
 CHUNK = 2048
 """Tokens whose logits exist at once."""
@@ -73,22 +72,29 @@ class Engine:
         call = self.graph.calls[index]
         runner, slots = self.runners[call.block], self.slots[index]
 
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return runner.run(tensors, {name: slot.local() for name, slot in slots.items()}, documents)
-
         how = self.plan.recompute[index] if training and self.plan.recompute else "none"
-        return _nested(self.units.get(index, ()), recomputed(run, how))(*inputs)
+
+        def parameters() -> dict[str, Tensor]:
+            return {name: slot.local() for name, slot in slots.items()}
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return runner.run(tensors, parameters, documents, recompute=how)
+
+        found: tuple[Tensor, ...] = _nested(self.units.get(index, ()), run)(*inputs)
+        return found
 
     def _runner(self, low: Lowered, compiled: bool) -> Runner:
-        functions = tuple(self._function(s, compiled) if isinstance(s, Region) else None for s in low.steps)
-        return Runner(low, functions, self.ranks.tensor, self._loss)
-
-    def _function(self, region: Region, compiled: bool) -> Callable[..., tuple[Tensor, ...]]:
+        """The block class with its regions compiled where they shall be."""
+        random = any(node.op == "dropout" for node in low.block.nodes)
+        regions = tuple(s.function if isinstance(s, Region) else None for s in low.steps)
         if not compiled:
-            return region.function
-        fixed = len(self.plan.workload.lengths) == 1
-        function: Callable[..., tuple[Tensor, ...]] = torch.compile(region.function, dynamic=False if fixed else None)
-        return function
+            return Runner(low, regions, self.ranks.tensor, self._loss, random=random)
+        dynamic = False if len(self.plan.workload.lengths) == 1 else None
+        functions = tuple(None if f is None else torch.compile(f, dynamic=dynamic) for f in regions)
+        # Random numbers drawn in a backward of its own would be others than the forward's.
+        last = None if random else regions[-1]
+        frugal = None if last is None else torch.compile(last, backend=compat.frugal, dynamic=dynamic)
+        return Runner(low, functions, self.ranks.tensor, self._loss, frugal, random)
 
     def _stored(self) -> dict[str, State]:
         """How each parameter lies on the tensor axis, by full name; calls that share one must agree."""

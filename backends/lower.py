@@ -25,12 +25,17 @@ MIXERS = ("attention", "loss")
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A pure function of tensors: `function(*inputs, *parameters) -> outputs`, one GraphModule for all calls of a class."""
+    """A pure function of tensors, `function(*inputs, *parameters) -> outputs`: one GraphModule for all calls of a class.
+
+    The outputs in `heads`, [1, H, T, E] to the graph, leave the function as contiguous [1, T, H, E]: attention reads
+    them so, and a compiler that takes gradients to be contiguous need not turn them around.
+    """
 
     function: torch.fx.GraphModule
     inputs: tuple[str, ...]
     parameters: tuple[str, ...]
     outputs: tuple[str, ...]
+    heads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class _Lowering:
         self.made, self.needs = states_of(block, layout)
         self.stage = self._stages()
         self.losses = {node.name for node in block.nodes if node.op == "loss"}
+        self.heads = frozenset(i for n in block.nodes if n.op == "attention" for i in self._mixer(n).inputs)
         self.partial = frozenset(self._partial_parameters())
 
     def run(self) -> Lowered:
@@ -169,7 +175,10 @@ class _Lowering:
         return builder.finish(tuple(outputs))
 
     def _mixer(self, node: Node) -> Mixer:
-        names = [r if r in self.block.parameters else self._key(r, s) for r, s in zip(node.refs(), self.needs[node.name], strict=True)]
+        names = [
+            r if r in self.block.parameters else self._key(r, s)
+            for r, s in zip(node.refs(), self.needs[node.name], strict=True)
+        ]
         return Mixer(node, tuple(names), self.layout.cuts.get(node.name, WHOLE))
 
 
@@ -191,7 +200,12 @@ class _RegionBuilder:
         for name, state in zip(node.refs(), low.needs[node.name], strict=True):
             env[name] = self.value(name, state)
         gives = low.made[node.name]
-        local = Local(local_shape(node.value.shape, gives, low.axis.size), gives if cut != WHOLE else None, low.axis.rank, low.axis.size)
+        local = Local(
+            local_shape(node.value.shape, gives, low.axis.size),
+            gives if cut != WHOLE else None,
+            low.axis.rank,
+            low.axis.size,
+        )
         self.env[node.name] = emit(self.graph, node, env, local)
 
     def value(self, name: str, state: State) -> Any:
@@ -219,15 +233,20 @@ class _RegionBuilder:
             return None
         names = (*self.inputs, *self.parameters)
         graph = torch.fx.Graph()
-        copied = {old: graph.placeholder(f"a{i}") for i, old in enumerate((*self.inputs.values(), *self.parameters.values()))}
+        copied = {
+            old: graph.placeholder(f"a{i}") for i, old in enumerate((*self.inputs.values(), *self.parameters.values()))
+        }
         for fx in self.graph.nodes:
             if fx not in copied:
                 copied[fx] = graph.node_copy(fx, lambda n: copied[n])
-        graph.output(tuple(copied[self.env[o]] for o in outputs))
+        heads = self.low.heads.intersection(outputs)
+        graph.output(
+            tuple(_token_major(graph, copied[self.env[o]]) if o in heads else copied[self.env[o]] for o in outputs)
+        )
         graph.eliminate_dead_code()
         assert len(names) == len(set(names))
         module = torch.fx.GraphModule(torch.nn.Module(), graph)
-        return Region(module, tuple(self.inputs), tuple(self.parameters), outputs)
+        return Region(module, tuple(self.inputs), tuple(self.parameters), outputs, heads)
 
     def _take(self, key: str) -> Any:
         if key not in self.inputs:
@@ -249,3 +268,7 @@ class _RegionBuilder:
         change = conversion(made, needed)
         assert change is not None, f"a value in {made} needs no move to {needed}"
         return self.graph.call_function(convert, (fx, *conversion_words(change, self.low.axis)))
+
+
+def _token_major(graph: torch.fx.Graph, fx: Any) -> Any:
+    return graph.call_method("contiguous", (graph.call_function(torch.transpose, (fx, 1, 2)),))

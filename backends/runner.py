@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from fourfold.backends.collectives import Axis
-from fourfold.backends.kernels.attention import attend
+from fourfold.backends.kernels.attention import Kept, attend
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.lower import Lowered, Mixer, Region
 
@@ -21,33 +21,110 @@ LossFunction = Callable[[Mixer, tuple[Tensor, ...]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """One block class ready to run. `functions` holds the (compiled) function of each region, in order of the steps."""
+    """One block class ready to run. `functions` holds the (compiled) function of each region, in order of the steps.
+
+    `frugal` is the last region's function compiled to keep nothing but its inputs for its backward, where there is one;
+    `random` says that running the block twice must draw the same numbers.
+    """
 
     lowered: Lowered
     functions: tuple[RegionFunction | None, ...]
     axis: Axis
     loss: LossFunction = field(repr=False)
+    frugal: RegionFunction | None = None
+    random: bool = False
 
-    def run(self, inputs: tuple[Tensor, ...], parameters: Mapping[str, Tensor], documents: Documents) -> tuple[Tensor, ...]:
-        """The block's outputs, each in the state the plan gives it."""
-        env: dict[str, Tensor] = {**dict(zip(self.lowered.block.inputs, inputs, strict=True)), **parameters}
-        for step, function in zip(self.lowered.steps, self.functions, strict=True):
-            if isinstance(step, Region):
-                assert function is not None
-                found = function(*(env[i] for i in step.inputs), *(env[p] for p in step.parameters))
-                env.update(zip(step.outputs, found, strict=True))
-            else:
-                env[step.node.name] = self._mix(step, tuple(env[i] for i in step.inputs), documents)
+    def run(
+        self,
+        inputs: tuple[Tensor, ...],
+        parameters: Callable[[], Mapping[str, Tensor]],
+        documents: Documents,
+        *,
+        recompute: str = "none",
+    ) -> tuple[Tensor, ...]:
+        """The block's outputs, each in the state the plan gives it.
+
+        recompute: what the backward finds kept ("none"), or works out anew: all ("full"), or all but attention's
+        results ("regions"). A block with the loss keeps its own: the loss makes its gradients in its forward.
+        `parameters` is asked again in a replay, when what was gathered first may be gone.
+        """
+        env = dict(zip(self.lowered.block.inputs, inputs, strict=True))
+        if recompute != "none" and not self._has_loss():
+            return self._replayed(env, parameters, documents, Kept() if recompute == "regions" else None)
+        env.update(parameters())
+        for index in range(len(self.lowered.steps)):
+            self._advance(index, env, documents)
         return tuple(env[o] for o in self.lowered.outputs)
 
-    def _mix(self, step: Mixer, inputs: tuple[Tensor, ...], documents: Documents) -> Tensor:
+    def _replayed(
+        self,
+        env: dict[str, Tensor],
+        parameters: Callable[[], Mapping[str, Tensor]],
+        documents: Documents,
+        kept: Kept | None,
+    ) -> tuple[Tensor, ...]:
+        """The outputs, from a checkpoint around the steps; a frugal last region needs none and stays outside."""
+        frugal = self.frugal if kept is not None else None
+        inside = len(self.lowered.steps) - (frugal is not None)
+        wanted = self._crossing(inside)
+
+        def head(*tensors: Tensor) -> tuple[Tensor, ...]:
+            if kept is not None:
+                kept.start()
+            values = dict(zip(env, tensors, strict=True)) | dict(parameters())
+            for index in range(inside):
+                self._advance(index, values, documents, kept=kept)
+            return tuple(values[name] for name in wanted)
+
+        found = _checkpointed(head, tuple(env.values()), self.random) if inside else ()
+        if frugal is None:
+            return found
+        values = env | dict(zip(wanted, found, strict=True)) | dict(parameters())
+        self._advance(inside, values, documents, function=frugal)
+        return tuple(values[o] for o in self.lowered.outputs)
+
+    def _crossing(self, inside: int) -> tuple[str, ...]:
+        """What the first `inside` steps must hand on: to the last region and the caller, or to the caller alone."""
+        steps, outputs = self.lowered.steps, self.lowered.outputs
+        if inside == len(steps):
+            return outputs
+        last = steps[inside]
+        assert isinstance(last, Region)
+        known = {*self.lowered.block.inputs, *last.outputs}
+        return tuple(dict.fromkeys(n for n in (*last.inputs, *outputs) if n not in known))
+
+    def _advance(
+        self,
+        index: int,
+        env: dict[str, Tensor],
+        documents: Documents,
+        *,
+        kept: Kept | None = None,
+        function: RegionFunction | None = None,
+    ) -> None:
+        """Adds what one step makes to `env`."""
+        step = self.lowered.steps[index]
+        if isinstance(step, Mixer):
+            env[step.node.name] = self._mix(step, tuple(env[i] for i in step.inputs), documents, kept)
+            return
+        function = self.functions[index] if function is None else function
+        assert function is not None
+        found = function(*(env[i] for i in step.inputs), *(env[p] for p in step.parameters))
+        for name, value in zip(step.outputs, found, strict=True):
+            env[name] = value.transpose(1, 2) if name in step.heads else value
+
+    def _has_loss(self) -> bool:
+        return any(isinstance(step, Mixer) and step.node.op == "loss" for step in self.lowered.steps)
+
+    def _mix(self, step: Mixer, inputs: tuple[Tensor, ...], documents: Documents, kept: Kept | None = None) -> Tensor:
         if step.node.op == "loss":
             return self.loss(step, inputs)
         q_THE, k_TGE, v_TGE = (x[0].transpose(0, 1) for x in inputs)
         if step.cut == "h":
             k_TGE, v_TGE = (self._own_heads(x, q_THE.shape[1]) for x in (k_TGE, v_TGE))
         options: dict[str, Any] = dict(step.node.kwargs)
-        out_THE = attend(q_THE, k_TGE, v_TGE, documents, scale=options["scale"], causal=options["causal"])
+        scale, causal = options["scale"], options["causal"]
+        out_THE = attend(q_THE, k_TGE, v_TGE, documents, scale=scale, causal=causal, kept=kept)
         return out_THE.transpose(0, 1)[None]
 
     def _own_heads(self, x_TGE: Tensor, heads: int) -> Tensor:
@@ -58,19 +135,8 @@ class Runner:
         return x_TGE.index_select(1, index)
 
 
-def recomputed(run: Callable[..., tuple[Tensor, ...]], how: str) -> Callable[..., tuple[Tensor, ...]]:
-    """`run` with what its backward needs kept ("none"), or computed again: all of it, or all but attention's outputs."""
-    if how == "none":
-        return run
-    if how == "full":
-        return lambda *args: checkpoint(run, *args, use_reentrant=False, preserve_rng_state=True)
-    return lambda *args: checkpoint(run, *args, use_reentrant=False, context_fn=_keep_attention)
-
-
-def _keep_attention() -> Any:
-    return create_selective_checkpoint_contexts(_policy)
-
-
-def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = op is torch.ops.fourfold.attention.default
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def _checkpointed(
+    run: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], random: bool
+) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random)
+    return found

@@ -9,6 +9,7 @@ Letters: T packed tokens, H query heads, G key/value heads (query head h reads h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +24,27 @@ from fourfold.hardware.errors import ModelError, RunError
 
 KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, FLASH, CPU_FLASH, REFERENCE)
 
+
+@dataclass(slots=True)
+class Kept:
+    """What the attentions of one block gave when it ran first, in order: a replay takes it and runs none again."""
+
+    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    runs: int = 0
+    at: int = 0
+
+    def start(self) -> None:
+        """Called when the block starts to run: the first time results are kept, later handed out."""
+        self.runs, self.at = self.runs + 1, 0
+
+    def take(self) -> tuple[Tensor, Tensor] | None:
+        """The next (out, lse) of a replay; None when the block runs first."""
+        if self.runs < 2:
+            return None
+        self.at += 1
+        return self.found[self.at - 1]
+
+
 _DOCUMENTS = "Tensor offsets, int[] lengths, float scale, bool causal, int? window, str kernel"
 
 
@@ -36,10 +58,12 @@ def attend(
     causal: bool,
     window: int | None = None,
     kernel: str | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Attention of every token over its own document, [T, H, D], differentiable in q, k and v.
 
-    window: each token sees keys j > i - window; kernel: a name of KERNELS, the first that claims and suits if None.
+    window: each token sees keys j > i - window; kernel: a name of KERNELS, the first that claims and suits if None;
+    kept: keeps the result, and gives it back when the block around it is replayed for its backward.
     Errors: ModelError if the heads do not divide or shapes disagree, RunError if the documents do not cover the tokens
     or the named kernel does not claim the call.
     """
@@ -48,8 +72,30 @@ def attend(
     name = choose(case_of(q_THD, k_TGD, documents, softmax), kernel).name
     lengths = list(documents.lengths)
     out: Tensor
-    out, _ = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, name)
+    known = kept.take() if kept is not None else None
+    if known is not None:
+        out = _Again.apply(q_THD, k_TGD, v_TGD, *known, documents.offsets)  # type: ignore[no-untyped-call]
+        return out
+    out, lse = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, name)
+    if kept is not None:
+        kept.found.append((out.detach(), lse.detach()))
     return out
+
+
+class _Again(torch.autograd.Function):
+    """Attention whose result is known: saves for backward what FORWARD saves, in its order, and computes nothing.
+
+    The graph of a replay is never walked back: what it saves goes to the nodes of the first run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, out, lse, offsets)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("a replay of attention was differentiated")
 
 
 def choose(case: Case, name: str | None = None) -> Kernel:
