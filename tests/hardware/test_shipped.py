@@ -90,7 +90,7 @@ def test_another_parts_numbers_are_never_given(reported: str) -> None:
 
 
 def test_measured_h200() -> None:
-    """Rates inside a training step; over lengths they follow the kernels alone (measured at four lengths)."""
+    """Rates inside a training step; over lengths they follow the kernels alone within a fifth (one ceiling, one half length)."""
     device = load("h200-4").device
     assert device.usable == 143771 * 2**20
     rate = device.peak["bf16"] * device.matmul["bf16"].compute
@@ -100,7 +100,7 @@ def test_measured_h200() -> None:
     for fit, measured, inside in zip(fits, alone, (536, 436), strict=True):
         for length, rate in zip((2048, 8192, 32768, 131072), measured, strict=True):
             share = fit.ceiling * length / (length + fit.half_length)
-            assert share * device.peak["bf16"] == pytest.approx(rate * 1e12 * inside / measured[1], rel=0.12)
+            assert share * device.peak["bf16"] == pytest.approx(rate * 1e12 * inside / measured[1], rel=0.2)
 
 
 @pytest.mark.parametrize(
