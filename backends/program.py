@@ -161,13 +161,14 @@ class Program:
             reduce_dtype=reduce if reduce != compute else None,
             cast_forward_inputs=False,
         )
-        reshard = self.plan.zero == 3
-        keep: dict[str, Any] = {"mesh": self.ranks.data, "reshard_after_forward": reshard, "mp_policy": policy}
+        keep: dict[str, Any] = {"mesh": self.ranks.data, "mp_policy": policy}
         self.engine.place(root)
-        for containers in self.engine.units.values():
+        # The head and the block before it are what the backward needs first: gathered again, nothing would hide it.
+        anew = {index: self.plan.zero == 3 for index in (*self.engine.units,)[:-2]}
+        for index, containers in self.engine.units.items():
             unit: Any = list(containers) if len(containers) > 1 else containers[0]
-            fully_shard(unit, **keep)
-        fully_shard(root, **keep)
+            fully_shard(unit, reshard_after_forward=anew.get(index, False), **keep)
+        fully_shard(root, reshard_after_forward=False, **keep)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 compat.sum_gradients(module)
