@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
+from torch.optim import Optimizer
 
-from fourfold.backends import batching, compat, skeleton, weights
+from fourfold.backends import batching, checkpoint, compat, skeleton, weights
 from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
+from fourfold.backends.checkpoint import Contents
+from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
@@ -47,6 +51,7 @@ class Program:
         self.root = self._sharded(graph)
         self.limits = limits_of(graph)
         self.tokens_seen = 0
+        self.sequences_seen = 0
         self.steps_done = 0
         self.seed = 0
 
@@ -85,6 +90,41 @@ class Program:
         holds it, or left out where the model is on the meta device. A collective: call it on every rank.
         """
         return weights.plain(self.root, self.graph, self.model, self._whole, keep=everywhere or self.ranks.rank == 0)
+
+    def save(self, folder: str | Path, optimizer: Optimizer | None = None, **stateful: Any) -> None:
+        """Writes a checkpoint that any plan of this model can load; what was in `folder` goes once the new one stands.
+
+        stateful: anything with state_dict() and load_state_dict() (a sampler, a schedule, another optimizer), by names
+        to load it under. A collective. Raises RunError on every rank when it cannot be written.
+        """
+        with together():
+            contents = Contents.of(self.root, optimizer, stateful)
+        index = Index(
+            data="",
+            model=self.graph.name,
+            fingerprint=self.graph.fingerprint,
+            plan=f"{self.plan.mesh}, ZeRO {self.plan.zero}, {self.plan.precision}",
+            ranks=self.ranks.world,
+            position=Position(self.steps_done, self.sequences_seen, self.tokens_seen, self.seed),
+            versions={"fourfold": version(), "torch": torch.__version__},
+            optimizers={name: type(o).__name__ for name, o in contents.optimizers.items()},
+            stateful=tuple(contents.stateful),
+            tensors=contents.shapes(),
+            schema=SCHEMA,
+        )
+        checkpoint.save(Path(folder), contents, index, self.ranks)
+
+    def load(self, folder: str | Path, optimizer: Optimizer | None = None, **stateful: Any) -> None:
+        """Reads what `save` wrote, under this or another plan: weights, optimizer, position, random generators.
+
+        Without `optimizer`, or a name in `stateful`, its state is passed over. A collective. Raises RunError on every
+        rank for a missing or damaged checkpoint and for one of another model (see checkpoint.load).
+        """
+        with together():
+            contents = Contents.of(self.root, optimizer, stateful)
+        position = checkpoint.load(Path(folder), contents, self.ranks)
+        self.steps_done, self.sequences_seen = position.steps, position.sequences
+        self.tokens_seen, self.seed = position.tokens, position.seed
 
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
@@ -129,6 +169,7 @@ class Program:
             if backward:
                 part.backward()  # type: ignore[no-untyped-call]
         self.tokens_seen += sum(len(d) for d in docs) if backward else 0
+        self.sequences_seen += len(docs) if backward else 0
         shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
         return self.aside.read(joined) / shared
 
