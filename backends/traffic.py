@@ -37,6 +37,14 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """How many of each kind ran on one group."""
         return {kind: n for (name, kind), n in sorted(self.seen.items()) if name == group}
 
+    def of_step(self, group: str) -> dict[str, int]:
+        """The same for one `Program.step`, less the sum of the loss over all ranks where the group is all ranks."""
+        found = self.on(group)
+        world = dist.group.WORLD
+        if world is not None and group == world.group_name:
+            found["all_reduce"] -= 1
+        return {kind: n for kind, n in found.items() if n}
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         if function.namespace in ("c10d", "_c10d_functional"):
             kind = KINDS.get(function._schema.name.split("::")[1])

@@ -1,0 +1,123 @@
+"""A plan for the model as it is verified: in another dtype, made smaller, on fewer ranks; its layout is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import lcm
+
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.graph import Block, Graph, Node
+from fourfold.ir.mesh import Mesh
+from fourfold.ir.ops import rule_for, rules
+from fourfold.ir.plan import Layout, Plan, Precision
+from fourfold.ir.rule import PARTIAL, WHOLE, State
+from fourfold.ir.workload import Workload
+
+PASSING = ("cast", "dropout", "detach")
+"""Ops that come and go with the dtype and with training: each lies as what it reads."""
+BUCKET = 8
+PRECISIONS: Mapping[str, Precision] = {"float32": Precision.fp32, "float64": Precision.fp64}
+
+
+def smaller(mesh: Mesh, most: int) -> Mesh:
+    """A mesh of at most `most` ranks with the same axes: tp down to a divisor of it, then dp."""
+    if mesh.ranks <= most:
+        return mesh
+    tp = max(n for n in range(1, mesh.tp + 1) if mesh.tp % n == 0 and n * min(2, mesh.pool) <= max(most, 2))
+    return Mesh(dp=max(1, min(mesh.pool, most // tp)), tp=tp)
+
+
+def refitted(plan: Plan, graph: Graph, *, dtype: str, mesh: Mesh, capacity: int, lengths: tuple[int, ...]) -> Plan:
+    """`plan` for `graph` on `mesh`: cuts by block and node, recompute by call, everything in `dtype`.
+
+    Raises UsageError when a block or a node of the graph has no counterpart in the plan, or a cut does not divide.
+    """
+    layouts = {name: _layout(plan, block, mesh.tp) for name, block in graph.blocks.items()} if mesh.tp > 1 else {}
+    return replace(
+        plan,
+        graph=graph,
+        workload=Workload.of(lengths),
+        mesh=mesh,
+        precision=PRECISIONS[dtype],
+        capacity=capacity,
+        bucket=lcm(BUCKET, mesh.tp),
+        layouts=layouts,
+        recompute=_recompute(plan, graph),
+    )
+
+
+def _recompute(plan: Plan, graph: Graph) -> tuple[str, ...]:
+    """Each call's word is that of the call at the same place among its class's: the first and the last stay."""
+    if not plan.recompute:
+        return ()
+    words: dict[str, list[str]] = {}
+    for call, word in zip(plan.graph.calls, plan.recompute, strict=True):
+        words.setdefault(_plain(call.block), []).append(word)
+    seen: dict[str, int] = {}
+    found = []
+    for call in graph.calls:
+        name = _plain(call.block)
+        there = words.get(name, [plan.recompute[-1]])
+        count = sum(_plain(c.block) == name for c in graph.calls)
+        at = seen[name] = seen.get(name, -1) + 1
+        found.append(there[round(at * (len(there) - 1) / max(1, count - 1))])
+    return tuple(found)
+
+
+def _layout(plan: Plan, block: Block, tp: int) -> Layout:
+    name = block.name if block.name in plan.layouts else _plain(block.name)
+    if name not in plan.layouts:
+        raise UsageError(
+            f"the plan lays out {', '.join(plan.layouts) or 'no block'} and the model to verify has {block.name}: "
+            "it was made for another model; plan this one"
+        )
+    return Layout(_cuts(plan.layouts[name], plan.graph.blocks[name], block, tp), plan.layouts[name].states)
+
+
+def _cuts(layout: Layout, old: Block, new: Block, tp: int) -> dict[str, str]:
+    """A cut for each node of `new`: that of the node of the same name, or what fits the node it reads."""
+    known = {node.name: node for node in old.nodes}
+    values = new.values()
+    made = {n: State.parse(layout.states.get(n, "R")) for n in new.inputs}
+    cuts = {}
+    for node in new.nodes:
+        if node.op in PASSING:
+            cut = _following(node, values, made[node.refs()[0]], tp)
+        else:
+            cut = _same(node, known, layout, new)
+        rule = rule_for(node, values, cut)
+        if cut not in (WHOLE, PARTIAL) and all(cut not in r.cuts(tp) for r in rules(node, values)):
+            size = rule.sizes.get(cut, 0)
+            raise UsageError(
+                f"the plan cuts label {cut} of {new.name}.{node.name} {tp} ways and the model to verify has {size}"
+            )
+        made[node.name] = rule.gives(cut)
+        if cut != WHOLE:
+            cuts[node.name] = cut
+    return cuts
+
+
+def _same(node: Node, known: Mapping[str, Node], layout: Layout, block: Block) -> str:
+    there = known.get(node.name)
+    if there is None or there.op != node.op:
+        found = "no such node" if there is None else there.op
+        raise UsageError(
+            f"{block.name}.{node.name} is {node.op} in the model to verify and {found} in the plan: the plan was made "
+            "for another model, or the model computes otherwise in this dtype; plan it in this dtype"
+        )
+    return layout.cuts.get(node.name, WHOLE)
+
+
+def _following(node: Node, values: Mapping[str, object], state: State, tp: int) -> str:
+    """The cut that takes the input as it lies, whole if none does."""
+    for rule in rules(node, values):  # type: ignore[arg-type]
+        for cut in rule.cuts(tp):
+            if rule.needs(cut)[0] == state:
+                return cut
+    return WHOLE
+
+
+def _plain(name: str) -> str:
+    """A class's name without its number: layers.*#2 is another kind of layers.*."""
+    return name.split("#")[0]
