@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourfold.backends.kernels import linear_chunks, linear_loss
-from fourfold.backends.kernels.linear_loss import Vocabulary, chunked_loss, gradient, linear_cross_entropy, statistics
+from fourfold.backends.kernels.linear_loss import Vocabulary, chunked_loss, linear_cross_entropy
 from fourfold.hardware.errors import ModelError
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -215,7 +215,7 @@ def test_logits_exist_for_one_chunk_and_are_computed_once(monkeypatch: pytest.Mo
     products = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal products
             found = function(*args, **(kwargs or {}))
             products += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_, torch.ops.aten.addmm)
@@ -277,69 +277,6 @@ def test_hidden_logits_and_large_ones_stay_finite() -> None:
     losses, dx, dw, _, _ = cut(one, 3, hidden, scale=1.0, chunk=4)
     wanted = plain(one, hidden, 1.0)
     assert_near((losses[0], dx, dw), (wanted.detach(), *torch.autograd.grad(wanted, (one.x, one.weight))), 1e-8)
-
-
-def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A user's loss: cross-entropy with label smoothing, and the supervised tokens."""
-    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=0.1)
-    return loss, (labels != -100).sum()
-
-
-@pytest.mark.parametrize("chunk", (1, 4, 100))
-def test_a_users_loss_is_replayed_chunk_by_chunk(chunk: int) -> None:
-    one = head(13, torch.float64)
-    shown = one.targets.masked_fill(one.weights == 0, -100)
-    wanted, count = summed(capped(one.x @ one.weight.T, one.bias), shown)
-    total, found_count = chunked_loss(
-        one.x,
-        one.weight,
-        one.targets,
-        one.weights,
-        summed,
-        chunk=chunk,
-        scale=2.0,
-        suffix=capped,
-        parameters=(one.bias,),
-    )
-    tensors = (one.x, one.weight, one.bias)
-    assert found_count == count and not found_count.requires_grad
-    found = torch.autograd.grad(total / found_count, tensors)
-    assert_near((total, *found), (2 * wanted, *torch.autograd.grad(2 * wanted / count, tensors)), 1e-10)
-    with torch.no_grad():
-        assert_near(
-            chunked_loss(*tensors[:2], shown, None, summed, chunk=chunk)[:1],
-            [summed(one.x @ one.weight.T, shown)[0]],
-            1e-10,
-        )
-
-
-def test_a_users_loss_may_ignore_a_chunk() -> None:
-    one = head(8, torch.float64)
-
-    def first_half(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return (logits.square().sum(), 1) if labels[0] == 1 else (logits.new_zeros(()), 0)
-
-    labels = torch.tensor([1] * 4 + [0] * 4)
-    total, count = chunked_loss(one.x, one.weight, labels, None, first_half, chunk=4)
-    wanted = (one.x[:4] @ one.weight.T).square().sum()
-    assert count == 1
-    assert_near(
-        torch.autograd.grad(total, (one.x, one.weight)), torch.autograd.grad(wanted, (one.x, one.weight)), 1e-10
-    )
-
-
-def test_the_functions_that_fuse_trace_whole() -> None:
-    """Both softmax functions compile without a graph break and give the eager numbers, in place."""
-    one = head(8, torch.float32)
-    scores = (one.x @ one.weight.T).detach()
-    index = one.targets.clamp_min(-1)
-    traced = torch.compile(statistics, backend="aot_eager", fullgraph=True)
-    assert_near(traced(scores, index), statistics(scores, index), 1e-6)
-    for dtype in (torch.float32, torch.bfloat16):
-        first, second = scores.to(dtype, copy=True), scores.to(dtype, copy=True)
-        torch.compile(gradient, backend="aot_eager", fullgraph=True)(first, index, scores.logsumexp(-1), one.weights)
-        gradient(second, index, scores.logsumexp(-1), one.weights)
-        assert torch.equal(first, second) and not torch.equal(first, scores.to(dtype))
 
 
 def test_mistakes_are_named() -> None:
