@@ -21,11 +21,24 @@ class KernelFit:
 
 @dataclass(frozen=True, slots=True)
 class AttentionFit:
-    """Fraction of the matmul peak reached at sequence length s: ceiling * s^h / (s^h + half_length^h), h = 1."""
+    """Share of the matmul peak at length s and head size d: ceiling s / (s + half_length) d / (d + half_width)."""
 
     ceiling: float
     half_length: float
     overhead: float
+    half_width: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Work of the program between the kernels that nothing hides: `overhead` each time plus bytes / `rate`.
+
+    `idle` is what is left of the overhead where there is nothing to move.
+    """
+
+    overhead: float
+    rate: float
+    idle: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +46,10 @@ class Device:
     """One accelerator (or one CPU worker): rates, memory and kernel efficiencies.
 
     `peak` maps a dtype name (fp64 fp32 tf32 fp16 bf16 fp8 fp4 int8) to its dense FLOP/s; an
-    unsupported dtype is absent. `matmul` maps a dtype name, or "any", to its fit.
+    unsupported dtype is absent. `matmul` maps a dtype name, or "any", to its fit. `special` are exponentials and their
+    like; it and `norm_backward` are None where they cost what other elementwise kernels do. `gather` and `reduce` are
+    the chores around each sharded unit in forward and backward, `update` those of clipping and optimizer for each
+    tensor; None where the device runs on meanwhile.
     """
 
     name: str
@@ -52,6 +68,11 @@ class Device:
     attention_forward: AttentionFit
     attention_backward: AttentionFit
     launch: float
+    special: KernelFit | None = None
+    norm_backward: KernelFit | None = None
+    gather: Chore | None = None
+    reduce: Chore | None = None
+    update: Chore | None = None
 
 
 @dataclass(frozen=True, slots=True)

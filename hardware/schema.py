@@ -146,7 +146,7 @@ matmul.*.compute      number required priced   best rate over peak
 matmul.*.memory       number required priced   thin rate over bandwidth
 matmul.*.shape        number required priced   exponent of the roofline norm
 matmul.*.overhead     time required priced     fixed time
-stream.*.kind         text required     copy, add, swiglu
+stream.*.kind         text required     copy, add, swiglu; "special": exponentials and their like, on their own
 stream.*.efficiency   number required priced   rate over bandwidth
 stream.*.overhead     time required priced     fixed time
 norm.*.kind           text required     rms_norm, layer_norm
@@ -159,7 +159,12 @@ attention.*.head_dim  whole             size of a head
 attention.*.causal    flag              half of the work counted
 attention.*.ceiling   number required priced   best rate over matmul peak
 attention.*.half_length  number required priced  sequence length at half of it
+attention.*.half_width   number priced  head size at half of it
 attention.*.overhead  time required priced     fixed time
+chore.*.name          text required     gather, reduce (around a sharded unit) or update (of a parameter tensor)
+chore.*.overhead      time required priced     host time each, where no kernel runs meanwhile
+chore.*.idle          time priced       the same where there is nothing to move
+chore.*.rate          bandwidth required priced  rate at which its bytes are copied
 collective.*.op       text required     all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, send_recv
 collective.*.group    whole required priced    ranks in the group
 collective.*.placement  text            intra or inter

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from fourfold.hardware.build.reading import either, needed
-from fourfold.hardware.machine import AttentionFit, Device, KernelFit
+from fourfold.hardware.machine import AttentionFit, Chore, Device, KernelFit
 from fourfold.hardware.profile import Profile
 
 # Context and communicator buffers where a profile is silent.
@@ -105,14 +105,22 @@ def _calibrated(device: Device, calibration: Profile) -> Device:
     matmul = dict(device.matmul)
     for row in reversed(calibration.rows("matmul")):
         matmul[calibration.text(f"{row}.dtype")] = _kernel(calibration, row)
+    special = _row(calibration, "stream", "kind", "special")
+    stream = next((row for row in calibration.rows("stream") if row != special), None)
+    backward = _row(calibration, "norm", "pass", "backward")
     return replace(
         device,
         matmul=matmul,
-        stream=_measured_rate(device.stream, calibration, "stream"),
-        norm=_measured_rate(device.norm, calibration, "norm"),
+        stream=_measured_rate(device.stream, calibration, stream),
+        norm=_measured_rate(device.norm, calibration, _row(calibration, "norm", "pass", "forward", "")),
         attention_forward=_measured_attention(device.attention_forward, calibration, "forward"),
         attention_backward=_measured_attention(device.attention_backward, calibration, "backward"),
         launch=either(calibration, "host.launch_eager", device.launch),
+        special=device.special if special is None else _measured_rate(device.stream, calibration, special),
+        norm_backward=device.norm_backward if backward is None else _measured_rate(device.norm, calibration, backward),
+        gather=_chore(calibration, "gather", device.gather),
+        reduce=_chore(calibration, "reduce", device.reduce),
+        update=_chore(calibration, "update", device.update),
     )
 
 
@@ -120,17 +128,32 @@ def _kernel(calibration: Profile, row: str) -> KernelFit:
     return KernelFit(**_numbers(calibration, row, ("compute", "memory", "shape", "overhead")))
 
 
-def _measured_rate(fit: KernelFit, calibration: Profile, array: str) -> KernelFit:
-    rows = calibration.rows(array)
-    if not rows:
+def _measured_rate(fit: KernelFit, calibration: Profile, row: str | None) -> KernelFit:
+    if row is None:
         return fit
-    measured = _numbers(calibration, rows[0], ("efficiency", "overhead"))
+    measured = _numbers(calibration, row, ("efficiency", "overhead"))
     return replace(fit, memory=measured["efficiency"], overhead=measured["overhead"])
 
 
 def _measured_attention(fit: AttentionFit, calibration: Profile, direction: str) -> AttentionFit:
-    rows = [row for row in calibration.rows("attention") if calibration.text(f"{row}.pass") == direction]
-    return AttentionFit(**_numbers(calibration, rows[0], ("ceiling", "half_length", "overhead"))) if rows else fit
+    row = _row(calibration, "attention", "pass", direction)
+    if row is None:
+        return fit
+    numbers = _numbers(calibration, row, ("ceiling", "half_length", "overhead"))
+    return AttentionFit(**numbers, half_width=either(calibration, f"{row}.half_width", 0.0))
+
+
+def _chore(calibration: Profile, name: str, known: Chore | None) -> Chore | None:
+    row = f"chore.{name}"
+    if not calibration.has(row):
+        return known
+    numbers = _numbers(calibration, row, ("overhead", "rate"))
+    return Chore(**numbers, idle=either(calibration, f"{row}.idle", 0.0))
+
+
+def _row(calibration: Profile, array: str, key: str, *values: str) -> str | None:
+    """The first row of an array whose `key` is one of `values`."""
+    return next((row for row in calibration.rows(array) if calibration.text(f"{row}.{key}") in values), None)
 
 
 def _numbers(profile: Profile, row: str, keys: tuple[str, ...]) -> Mapping[str, float]:
