@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fourfold.backends.program import Program
 from fourfold.compiler.corpus import SYMBOLS, Corpus
-from fourfold.hardware.errors import ModelError, RunError
+from fourfold.hardware.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,19 @@ class Row:
     peak: int
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Where to save checkpoints, after how many steps (0: at the end only), and the one to start from."""
+
+    folder: Path | None = None
+    every: int = 0
+    resume: Path | None = None
+
+    def due(self, done: int, steps: int) -> bool:
+        """Whether to save after `done` steps."""
+        return self.folder is not None and (done == steps or (self.every > 0 and done % self.every == 0))
+
+
 def train(
     program: Program,
     corpus: Corpus,
@@ -60,13 +74,20 @@ def train(
     *,
     predicted: float | None = None,
     write: Callable[[Row], None] = lambda row: None,
+    keep: Keep | None = None,
 ) -> tuple[Row, ...]:
-    """Trains the initialised program; `write` is told each step. Raises RunError when the loss is no number."""
-    optimizer = torch.optim.AdamW(
-        list(program.parameters()), lr=recipe.rate, betas=recipe.betas, weight_decay=recipe.decay
-    )
+    """Trains the program on, from its weights or from a checkpoint; `write` is told each step.
+
+    A checkpoint taken in the middle and continued, under the same plan, gives the same rows. Raises RunError when the
+    loss is no number, and what saving and loading raise.
+    """
+    keep = keep or Keep()
+    settings = {"lr": recipe.rate, "betas": recipe.betas, "weight_decay": recipe.decay}
+    optimizer = torch.optim.AdamW(list(program.parameters()), **settings)  # type: ignore[arg-type]
+    if keep.resume is not None:
+        program.load(keep.resume, optimizer)
     rows = []
-    for step in range(recipe.steps):
+    for step in range(program.steps_done, recipe.steps):
         batch = corpus.batch(step, tokens=recipe.tokens, seed=recipe.seed)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
@@ -85,6 +106,8 @@ def train(
             )
         write(row)
         rows.append(row)
+        if keep.due(step + 1, recipe.steps):
+            program.save(str(keep.folder), optimizer)
     return tuple(rows)
 
 
@@ -118,34 +141,19 @@ def summary(rows: Sequence[Row]) -> Summary:
     )
 
 
-def whole_weights(program: Program) -> dict[str, Tensor]:
-    """Every parameter whole and on the host, under the model's own names. All ranks must call it together."""
-    found: dict[str, Tensor] = {}
-    parts: dict[str, list[tuple[int, int, Tensor]]] = {}
-    for name, parameter in program.named_parameters():
-        gather = getattr(parameter, "full_tensor", None)
-        value = (gather() if gather is not None else parameter).detach().cpu()
-        part = program.graph.parts.get(name)
-        if part is None:
-            found[name] = value
-        else:
-            parts.setdefault(part.of, []).append((part.start, part.dim, value))
-    for name, pieces in parts.items():
-        ordered = sorted(pieces, key=lambda piece: piece[0])
-        found[name] = torch.cat([value for _, _, value in ordered], ordered[0][1])
-    return found
-
-
-def fill_plain(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The plain module with these weights, tied names too. Raises ModelError for weights of another model."""
-    answer = model.load_state_dict(dict(weights), strict=False)
-    owned = {id(p): name for name, p in model.named_parameters()}
-    aliases = {name for name, p in model.named_parameters(remove_duplicate=False) if owned[id(p)] != name}
-    buffers = {name for name, _ in model.named_buffers()}
-    wrong = [*answer.unexpected_keys, *(set(answer.missing_keys) - aliases - buffers)]
-    if wrong:
-        raise ModelError(f"these weights are of another model: {', '.join(sorted(wrong)[:4])}")
-    return model
+def trained_module(program: Program, model: nn.Module) -> nn.Module | None:
+    """`model`, which held no weights, with the program's, on the host of rank 0; None elsewhere. A collective."""
+    weights = program.full_state_dict()
+    if program.ranks.rank != 0:
+        return None
+    plain = model.to_empty(device="cpu")
+    plain.load_state_dict(weights, strict=False)
+    kept = dict(plain.named_buffers())
+    with torch.no_grad():
+        # Buffers that no state_dict holds, such as a table of angles, are the program's too.
+        for name, buffer in program.root.named_buffers():
+            kept[name].copy_(buffer)
+    return plain
 
 
 @torch.no_grad()

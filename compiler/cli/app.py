@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fourfold.compiler.cli import planning, running
+from fourfold.compiler.cli import planning, proving, running
+from fourfold.compiler.cli.demo import demo
 from fourfold.compiler.cli.ending import ended
 from fourfold.compiler.cli.hardware import hardware
 from fourfold.compiler.version import VERSION
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in (*planning.COMMANDS, *running.COMMANDS):
+for name, command in (*planning.COMMANDS, *running.COMMANDS, ("verify", proving.verify), ("demo", demo)):
     app.command(name)(command)
 app.add_typer(hardware, name="hardware")
 

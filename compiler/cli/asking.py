@@ -72,7 +72,7 @@ def asked(question: Question) -> Asked:
     pins, overrides = values.pins(question.pins), values.pairs(question.overrides, "--set")
     load_of = workload(question.length, question.lengths, question.tokens)
     machine = load(question.hardware)
-    word = question.precision or ("bf16" if "bf16" in machine.device.peak else "fp32")
+    word = question.precision or usual(machine)
     return Asked(machine, load_of, optimizer(question.optimizer), precision(word), pins, overrides, word)
 
 
@@ -111,6 +111,12 @@ def optimizer(text: str | None) -> str | float:
     return float(word) if number else word
 
 
+def usual(machine: Machine) -> str:
+    """bf16 where the device computes faster in it, else fp32."""
+    peak = machine.device.peak
+    return "bf16" if peak.get("bf16", 0.0) > peak.get("fp32", 0.0) else "fp32"
+
+
 def precision(word: str) -> Precision:
     """bf16, fp32 or fp64."""
     from fourfold.ir.plan import Precision
@@ -123,6 +129,13 @@ def precision(word: str) -> Precision:
 
 def model_of(reference: str, overrides: Mapping[str, int | float | bool | str]) -> nn.Module:
     """The module that `reference` names, without weights. Raises ModelError and UsageError."""
+    from fourfold.compiler.models import from_reference
+
+    return from_reference(reference, overrides)
+
+
+def small_form(reference: str, overrides: Mapping[str, int | float | bool | str]) -> nn.Module:
+    """The model small enough to run here: a shipped one's tiny form, else the model itself."""
     from fourfold.compiler.models import from_reference
 
     return from_reference(reference, overrides)

@@ -24,7 +24,9 @@ class Job:
     predicted: float
     overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     sample: str = ""
-    weights: bool = False
+    keep: bool = False
+    every: int = 0
+    resume: str = ""
 
     def write(self, folder: Path) -> None:
         """As job.json in the run's folder."""

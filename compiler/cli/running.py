@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourfold.compiler.cli import options, values
-from fourfold.compiler.cli.asking import model_of, precision
+from fourfold.compiler.cli.asking import model_of, precision, usual
 from fourfold.compiler.cli.job import Job
 from fourfold.compiler.cli.launching import folder_of, launched
+from fourfold.compiler.cli.machines import machine_of
 from fourfold.compiler.cli.planning import priced, saved
 from fourfold.compiler.cli.render import dump, show
 from fourfold.compiler.cli.watching import progress
@@ -20,6 +21,7 @@ from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.text import Section, count, seconds, size
 
 if TYPE_CHECKING:
+    from fourfold.ir.answer import Answer
     from fourfold.ir.plan import Plan
 
 
@@ -38,7 +40,9 @@ def run(
     rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW.")] = 3e-3,
     seed: Annotated[int, typer.Option("--seed", help="Of the weights and the order of the data.")] = 0,
     sample: Annotated[str, typer.Option("--sample", metavar="TEXT", help="Continue this text afterwards.")] = "",
-    keep: Annotated[bool, typer.Option("--keep-weights", help="Write weights.pt afterwards.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Write a checkpoint at the end.")] = False,
+    every: Annotated[int, typer.Option("--save-every", min=0, help="And one after so many steps.")] = 0,
+    resume: Annotated[str, typer.Option("--resume", metavar="DIR", help="Go on from a checkpoint.")] = "",
     runs: Annotated[str, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = "runs",
     name: Annotated[str | None, typer.Option("--name", help="The run's folder in it.")] = None,
     as_json: options.Json = False,
@@ -53,13 +57,29 @@ def run(
         chosen = _given(plan, hardware, pin, numbers)
     else:
         pins, workload = values.pins(pin or ()), corpus.workload(tokens=tokens, seed=seed)
-        chosen = planned(model_of(model, changed), workload, machine_of(hardware, processes), pins=pins, word=numbers)
+        chosen = planned(
+            model_of(model, changed), workload, machine_of(hardware, processes), pins=pins, word=numbers
+        ).plan
     if processes not in (None, chosen.mesh.ranks):
         raise RunError(
             f"the plan needs {chosen.mesh.ranks} processes ({chosen.mesh}) and --nproc says {processes}: "
             f"say --nproc {chosen.mesh.ranks}, or plan for a machine of {processes} ranks"
         )
-    job = Job(model, data, window, steps, tokens, rate, seed, priced(chosen).step, changed, sample=sample, weights=keep)
+    job = Job(
+        model=model,
+        data=data,
+        length=window,
+        steps=steps,
+        tokens=tokens,
+        rate=rate,
+        seed=seed,
+        predicted=priced(chosen).step,
+        overrides=changed,
+        sample=sample,
+        keep=save or every > 0,
+        every=every,
+        resume=resume,
+    )
     folder = folder_of(runs, name or f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     report = trained(folder, job, chosen, quiet=as_json)
     if as_json:
@@ -112,44 +132,18 @@ def section(report: Mapping[str, Any]) -> Section:
     return Section(f"Trained on {report['plan']}", tuple(rows))
 
 
-def machine_of(hardware: str | None, processes: int | None) -> Any:
-    """The machine to plan for: the profile named, with as many devices as there are to be processes."""
-    from fourfold.hardware import load
-    from fourfold.hardware.spec import parse
-
-    if hardware is None:
-        raise UsageError("which machine? give --hardware NAME, for example cpu-gloo-4, or --hardware detect")
-    if hardware == "detect":
-        return load(str(detected(processes or 4)))
-    machine = load(hardware)
-    if processes in (None, machine.ranks) or parse(hardware).devices is not None or machine.nodes > 1:
-        return machine
-    return load(f"{hardware}@{processes}")
-
-
-def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str | int], word: str | None) -> Plan:
-    """The planner's choice."""
+def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str | int], word: str | None) -> Answer:
+    """The planner's answer, in bf16 where that is the faster."""
     from fourfold.compiler import api
 
-    numbers = precision(word or ("bf16" if "bf16" in machine.device.peak else "fp32"))
-    return api.plan(model, workload, hardware=machine, precision=numbers, pins=pins, top=0).plan
+    numbers = precision(word or usual(machine))
+    return api.plan(model, workload, hardware=machine, precision=numbers, pins=pins, top=0)
 
 
 def _given(file: str, *others: object) -> Plan:
     if any(others):
         raise UsageError("--plan says it all: leave --hardware, --pin and --precision away")
     return saved(file)
-
-
-def detected(processes: int) -> Path:
-    """A profile of this machine, measured now, as a file of the user's cache."""
-    from fourfold.backends.calibrate import detect
-
-    folder = Path("~/.cache/fourfold").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "this-machine.toml"
-    path.write_text(detect(quick=True, ranks=processes))
-    return path
 
 
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("run", run),)

@@ -19,12 +19,12 @@ SAMPLE = 300
 
 
 def work(folder: Path) -> None:
-    """Trains as the folder's job and plan say; rank 0 writes a line a step, then the sample and the weights."""
+    """Trains as the folder's job and plan say; rank 0 writes a line a step, and the sample afterwards."""
     import torch
 
     from fourfold.compiler import api
     from fourfold.compiler.corpus import read_corpus
-    from fourfold.compiler.training import Recipe, Row, fill_plain, sample, train, whole_weights
+    from fourfold.compiler.training import Keep, Recipe, Row, sample, train, trained_module
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -41,14 +41,11 @@ def work(folder: Path) -> None:
             file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
 
-        train(program, corpus, recipe, predicted=job.predicted, write=write)
-    if not (job.sample or job.weights):
-        return
-    weights = whole_weights(program)
-    if first and job.weights:
-        torch.save(weights, folder / "weights.pt")
-    if first and job.sample:
-        plain = fill_plain(model.to_empty(device="cpu"), weights)
+        resume = Path(job.resume) if job.resume else None
+        keep = Keep(folder / "checkpoint" if job.keep else None, job.every, resume)
+        train(program, corpus, recipe, predicted=job.predicted, write=write, keep=keep)
+    plain = trained_module(program, model) if job.sample else None
+    if plain is not None:
         (folder / "sample.txt").write_text(sample(plain, job.sample, length=SAMPLE, window=job.length))
 
 

@@ -1,0 +1,60 @@
+"""`fourfold verify`: run a plan on gloo processes of this machine, beside the plain module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fourfold.compiler.cli import options, values
+from fourfold.compiler.cli.asking import model_of, small_form
+from fourfold.compiler.cli.machines import machine_of
+from fourfold.compiler.cli.planning import saved
+from fourfold.compiler.cli.render import dump
+from fourfold.compiler.cli.running import planned
+from fourfold.hardware.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fourfold.ir.plan import Plan
+
+DTYPES = {"fp32": "float32", "fp64": "float64"}
+RANKS, LENGTH, SEQUENCES = 4, 64, 16
+
+
+def verify(
+    model: options.Model,
+    hardware: options.Hardware = None,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="FILE", help="Verify this plan.")] = None,
+    processes: Annotated[int | None, typer.Option("--nproc", min=1, help="Processes; what the pins say, or 4.")] = None,
+    pin: options.Pins = None,
+    override: options.Overrides = None,
+    numbers: Annotated[str, typer.Option("--precision", metavar="P", help="fp32 (to 1e-4) or fp64 (to 1e-9).")] = "fp32",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of AdamW.")] = 3,
+    as_json: options.Json = False,
+) -> None:
+    """Prove a plan: loss, gradients and updates on gloo processes here against the plain module. Exit code 13 if not."""
+    if numbers not in DTYPES:
+        raise UsageError(f"--precision {numbers!r}: verify runs in {' or '.join(DTYPES)}")
+    pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
+    ranks = processes or int(pins.get("dp", 1)) * int(pins.get("tp", 1))
+    ranks = ranks if pins or processes else RANKS
+    module = model_of(model, changed) if plan or hardware else small_form(model, changed)
+    chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
+    from fourfold.compiler.verify import verify as prove
+
+    report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
+    if as_json:
+        dump(report.plain())
+    else:
+        print(report)
+    if not report.passed:
+        raise typer.Exit(RunError.exit_code)
+
+
+def _planned(module: nn.Module, hardware: str, pins: Any) -> Plan:
+    from fourfold.ir.workload import Workload
+
+    workload = Workload.fixed(length=LENGTH, sequences=SEQUENCES)
+    return planned(module, workload, machine_of(hardware, None), pins=pins, word="fp32").plan
