@@ -143,7 +143,7 @@ def test_an_optimizer_without_a_step_is_saved_too(tiny: Any, tmp_path: Path) -> 
 
 
 def test_after_an_evaluation_the_weights_are_still_shards(tiny: Any, tmp_path: Path) -> None:
-    """Below ZeRO 3 nothing shards again after a forward alone, and what is gathered is no parameter to save or change."""
+    """Below ZeRO 3 a forward alone leaves weights gathered, and gathered weights are none to save or change."""
 
     def work(rank: int) -> tuple[float, float, bool]:
         program = case.program()
