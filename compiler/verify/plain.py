@@ -177,6 +177,6 @@ def _logits(output: Any) -> Tensor:
     """The model's logits: the output itself, its field `logits`, or its first [b, s, v] tensor."""
     if isinstance(output, Tensor):
         return output
-    named = getattr(output, "logits", None)
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     found = [named] if isinstance(named, Tensor) else torch.utils._pytree.tree_leaves(output)
     return next(t for t in found if isinstance(t, Tensor) and t.dim() == 3)
