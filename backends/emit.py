@@ -103,7 +103,8 @@ def _deviation(x: Tensor, dims: tuple[int, ...], keepdim: bool, *, correction: f
 
 
 def _length(x: Tensor, dims: tuple[int, ...], keepdim: bool, *, order: float = 2) -> Tensor:
-    return torch.linalg.vector_norm(x, order, dims, keepdim)
+    found: Tensor = torch.linalg.vector_norm(x, order, dims, keepdim)
+    return found
 
 
 def _einsum(parts: Any, equation: str) -> Tensor:
@@ -186,7 +187,8 @@ def suffix_function(suffix: tuple[Node, ...]) -> Callable[..., Tensor]:
     """`f(logits, *parameters) -> logits` of the nodes after the head; parameters in the order the nodes read them."""
     graph = torch.fx.Graph()
     env: dict[str, Any] = {"logits": graph.placeholder("logits")}
-    names = [r for node in suffix for r in node.refs() if not r.startswith("logits")]
+    made = {"logits", *(node.name for node in suffix)}
+    names = list(dict.fromkeys(r for node in suffix for r in node.refs() if r not in made))
     env.update({name: graph.placeholder(f"p{i}") for i, name in enumerate(names)})
     for node in suffix:
         env[node.name] = emit(graph, node, env, Local(node.value.shape, None, 0, 1))

@@ -17,7 +17,7 @@ from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entro
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.ranks import Ranks
 from fourfold.backends.runner import Runner
-from fourfold.ir.graph import Graph
+from fourfold.ir.graph import Block, Graph
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
 
@@ -32,11 +32,13 @@ class Engine:
         self.plan, self.graph, self.ranks = plan, graph, ranks
         self.scale = 1.0
         self.suffix = suffix_function(graph.suffix) if graph.suffix else None
-        self.lowered = {
-            name: lower(block, plan.layouts.get(name, Layout()), ranks.tensor, ranks.device)
-            for name, block in graph.blocks.items()
-        }
+        self.lowered = {name: self._lowered(block, training=True) for name, block in graph.blocks.items()}
         self.runners = {name: self._runner(low, compiled) for name, low in self.lowered.items()}
+        self.evaluating = self.runners | {
+            name: self._runner(self._lowered(block, training=False), compiled)
+            for name, block in graph.blocks.items()
+            if _draws(block)
+        }
         self.stored = self._stored()
         self.slots: list[dict[str, skeleton.Slot]] = []
         self.units: dict[int, tuple[skeleton.Container, ...]] = {}
@@ -70,7 +72,7 @@ class Engine:
 
     def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Documents, training: bool) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]
-        runner, slots = self.runners[call.block], self.slots[index]
+        runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
 
         how = self.plan.recompute[index] if training and self.plan.recompute else "none"
 
@@ -83,9 +85,13 @@ class Engine:
         found: tuple[Tensor, ...] = _nested(self.units.get(index, ()), run)(*inputs)
         return found
 
+    def _lowered(self, block: Block, *, training: bool) -> Lowered:
+        layout = self.plan.layouts.get(block.name, Layout())
+        return lower(block, layout, self.ranks.tensor, self.ranks.device, training=training)
+
     def _runner(self, low: Lowered, compiled: bool) -> Runner:
         """The block class with its regions compiled where they shall be."""
-        random = any(node.op == "dropout" for node in low.block.nodes)
+        random = _draws(low.block)
         regions = tuple(s.function if isinstance(s, Region) else None for s in low.steps)
         if not compiled:
             return Runner(low, regions, self.ranks.tensor, self._loss, random=random)
@@ -129,6 +135,11 @@ class Engine:
     def _reduce(self, tensor: Tensor, how: str) -> None:
         kind = dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM
         dist.all_reduce(tensor, kind, group=self.ranks.mesh["tp"].get_group())
+
+
+def _draws(block: Block) -> bool:
+    """Whether training draws random numbers in the block."""
+    return any(node.op == "dropout" for node in block.nodes)
 
 
 def _nested(containers: tuple[skeleton.Container, ...], run: Callable[..., Any]) -> Callable[..., Any]:

@@ -71,16 +71,16 @@ def states_of(block: Block, layout: Layout) -> tuple[dict[str, State], dict[str,
     return made, needs
 
 
-def lower(block: Block, layout: Layout, axis: Axis, device: torch.device) -> Lowered:
-    """The steps of `block` under `layout` on this rank's place of the tensor axis."""
-    return _Lowering(block, layout, axis, device).run()
+def lower(block: Block, layout: Layout, axis: Axis, device: torch.device, *, training: bool = True) -> Lowered:
+    """The steps of `block` under `layout` on this rank's place of the tensor axis; dropout acts in training only."""
+    return _Lowering(block, layout, axis, device, training).run()
 
 
 class _Lowering:
     """Builds the regions of one block class, one fx graph each."""
 
-    def __init__(self, block: Block, layout: Layout, axis: Axis, device: torch.device) -> None:
-        self.block, self.layout, self.axis, self.device = block, layout, axis, device
+    def __init__(self, block: Block, layout: Layout, axis: Axis, device: torch.device, training: bool) -> None:
+        self.block, self.layout, self.axis, self.device, self.training = block, layout, axis, device, training
         self.values = block.values()
         self.made, self.needs = states_of(block, layout)
         self.stage = self._stages()
@@ -199,6 +199,9 @@ class _RegionBuilder:
         env = {"device": low.device}
         for name, state in zip(node.refs(), low.needs[node.name], strict=True):
             env[name] = self.value(name, state)
+        if node.op == "dropout" and not low.training:
+            self.env[node.name] = env[node.refs()[0]]
+            return
         gives = low.made[node.name]
         local = Local(
             local_shape(node.value.shape, gives, low.axis.size),

@@ -105,7 +105,7 @@ def units(root: Container, graph: Graph) -> Iterator[tuple[int, tuple[Container,
         names = [name for name, calls in readers.items() if calls == {i}]
         if not names:
             continue
-        if call.prefix:
+        if call.prefix and len(names) == len(graph.blocks[call.block].parameters):
             yield i, (place(root, f"{call.prefix}.x"),)
             continue
         owners = dict.fromkeys(place(root, name) for name in names)

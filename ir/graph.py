@@ -94,6 +94,10 @@ class Source:
     output: int
 
 
+ABSOLUTE = "/"
+"""Marks a tensor's full name inside a block that has a prefix of its own: a weight that lives elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One application of a block: parameters live under `prefix` (a module FQN, "" for the model itself)."""
@@ -104,6 +108,8 @@ class Call:
 
     def fqn(self, name: str) -> str:
         """Full name of a parameter or buffer of this call."""
+        if name.startswith(ABSOLUTE):
+            return name.removeprefix(ABSOLUTE)
         return f"{self.prefix}.{name}" if self.prefix else name
 
 

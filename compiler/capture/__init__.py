@@ -10,7 +10,7 @@ from torch import nn
 
 from fourfold.compiler.capture import cache
 from fourfold.compiler.capture.exporting import exported
-from fourfold.compiler.capture.flat import Flattener
+from fourfold.compiler.capture.flatten import Flattener
 from fourfold.compiler.capture.fold import folded
 from fourfold.compiler.capture.rewrite import REWRITES
 from fourfold.compiler.capture.tail import with_loss
@@ -47,8 +47,7 @@ def _capture(model: nn.Module, dtype: torch.dtype, *, training: bool) -> Graph:
         flat = rewrite(flat)
     flat, suffix = with_loss(flat)
     blocks, calls = folded(flat)
-    for block in blocks.values():
-        check(block)
+    notes += [note for block in blocks.values() for note in check(block)]
     used = {call.fqn(p) for call in calls for p in blocks[call.block].parameters}
     tied = {alias: name for alias, name in owner.items() if alias != name}
     parts = {name: part for name, part in flat.parts.items() if name in used}

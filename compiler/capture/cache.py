@@ -40,8 +40,8 @@ def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
         )
     for name, buffer in model.named_buffers():
         digest.update(f"{name}|{tuple(buffer.shape)}|{buffer.dtype}".encode())
-    for path in sorted({_source_file(kind) for kind in kinds} - {""}):
-        digest.update(Path(path).read_bytes())
+    for source in sorted({_source_file(kind) for kind in kinds} - {""}):
+        digest.update(Path(source).read_bytes())
     return digest.hexdigest()[:32]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fourfold.compiler.capture.flat import Flat
+from fourfold.compiler.capture.flat import Flat, uncounted
+from fourfold.compiler.capture.rewrite import renamed
 from fourfold.hardware.errors import ModelError
 from fourfold.ir.graph import Node, Ref, Tensor
-from fourfold.ir.ops import OPS
+from fourfold.ir.ops.pointwise import POINTWISE
+
+NOT_AFTER = ("dropout", "detach")
 
 
 def with_loss(flat: Flat) -> tuple[Flat, tuple[Node, ...]]:
@@ -15,57 +18,66 @@ def with_loss(flat: Flat) -> tuple[Flat, tuple[Node, ...]]:
 
     Raises ModelError when the logits are not made by a linear layer, or what follows it mixes the vocabulary.
     """
-    made = {node.name: node for node in flat.nodes}
-    suffix: list[Node] = []
-    name = flat.output
-    while name in made and made[name].op not in ("linear", "matmul"):
-        node = made[name]
-        _check(node, flat, made)
-        suffix.insert(0, node)
-        name = node.refs()[0]
-    head = made.get(name)
-    if head is None or head.refs()[1] not in flat.parameters:
-        raise ModelError(
-            "the logits must come from a linear layer: hidden states times a parameter [vocabulary, width]"
-        )
-    suffix = [n for n in suffix if n.op != "cast"]
-    extra = tuple(Ref(r) for n in suffix for r in n.refs() if r in flat.parameters)
+    head, after = _head(flat)
+    extra = dict.fromkeys(r for n in after for r in n.refs() if r in flat.parameters)
     loss = Node(
         "loss",
         "loss",
-        (head.args[0], head.args[1], Ref("targets"), Ref("weights"), *extra),
+        (head.args[0], head.args[1], Ref("targets"), Ref("weights"), *(Ref(r) for r in extra)),
         (("transposed", head.op == "matmul"),),
         Tensor((), "float32", True),
         head.module,
     )
-    gone = {head.name, *(n.name for n in suffix)}
+    gone = {head.name, *(n.name for n in after)}
     nodes = [n for n in flat.nodes if n.name not in gone]
-    return replace(flat, nodes=[*nodes, loss], output="loss"), _chain(head.name, suffix)
+    return replace(flat, nodes=[*nodes, loss], output="loss"), _chain(head.name, after)
 
 
-def _check(node: Node, flat: Flat, made: dict[str, Node]) -> None:
-    entry = OPS.get(node.op.split(".")[0])
-    others = [r for r in node.refs()[1:] if r not in flat.parameters]
-    elementwise = (
-        entry is not None
-        and entry.kind == "pointwise"
-        and node.op.split(".")[0] not in ("dropout", "cat", "stack", "sum", "mean")
-    )
-    if not elementwise or others:
+def _head(flat: Flat) -> tuple[Node, list[Node]]:
+    """The last product with a parameter, and the nodes between it and the logits."""
+    made = {node.name: node for node in flat.nodes}
+    output = made[flat.output]
+    needed, queue = {output.name}, [output]
+    while queue:
+        for name in queue.pop().refs():
+            if name in made and name not in needed:
+                needed.add(name)
+                queue.append(made[name])
+    products = [n for n in flat.nodes if n.name in needed and n.op in ("linear", "matmul")]
+    head = next((n for n in reversed(products) if n.refs()[1] in flat.parameters), None)
+    if head is None or head.value.shape != output.value.shape:
         raise ModelError(
-            f"{node.module or 'the model'} applies {node.op} to the logits: only elementwise functions of each logit may follow the head"
+            "the logits must come from a linear layer: hidden states times a parameter [vocabulary, width]"
+        )
+    reached, after = {head.name}, []
+    for node in flat.nodes:
+        if node.name in needed and any(r in reached for r in node.refs()):
+            _check(node, reached, flat)
+            reached.add(node.name)
+            after.append(node)
+    return head, after
+
+
+def _check(node: Node, reached: set[str], flat: Flat) -> None:
+    base = node.op.split(".")[0]
+    fitting = [r for r in flat.parameters if flat.parameters[r].shape in ((), (1,), node.value.shape[-1:])]
+    others = [r for r in node.refs() if r not in reached and r not in fitting]
+    if base not in POINTWISE or base in NOT_AFTER or others:
+        raise ModelError(
+            f"{uncounted(node.module) or 'the model'} applies {node.op} to the logits: only functions of each logit "
+            "alone, with numbers and parameters [vocabulary], may follow the head"
         )
 
 
-def _chain(head: str, suffix: list[Node]) -> tuple[Node, ...]:
-    """The suffix with the head's output called `logits`."""
-    names = {head: "logits"}
-    out = []
-    for i, node in enumerate(suffix):
-        first, *rest = node.args
-        before = node.refs()[0]
-        source = Ref(names.get(before, names[head] if i == 0 else before))
-        names[node.name] = f"logits{i + 1}"
-        out.append(replace(node, name=f"logits{i + 1}", args=(source, *rest)))
-        assert isinstance(first, Ref)
+def _chain(head: str, after: list[Node]) -> tuple[Node, ...]:
+    """The suffix with the head's output called `logits`; changes of dtype are left out, as the loss sums in float32."""
+    names = {head: Ref("logits")}
+    out: list[Node] = []
+    for node in after:
+        if node.op == "cast":
+            names[node.name] = names[node.refs()[0]]
+            continue
+        fresh = f"logits{len(out) + 1}"
+        out.append(replace(renamed(node, names), name=fresh))
+        names[node.name] = Ref(fresh)
     return tuple(out)

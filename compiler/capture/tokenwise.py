@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fourfold.compiler.capture.probe import is_tokenwise
 from fourfold.hardware.errors import ModelError
 from fourfold.ir.graph import TOKENS, Block, Node, Tensor
 from fourfold.ir.ops import UNKNOWN, op_of, rules
@@ -13,21 +14,33 @@ from fourfold.ir.rule import State
 def check(block: Block) -> tuple[str, ...]:
     """Raises ModelError at the first node that mixes tokens; returns a note for each op without a rule."""
     values = block.values()
-    notes = []
+    notes: dict[str, None] = {}
     for node in block.nodes:
-        touched = any(TOKENS in values[r].shape for r in node.refs())
-        if node.op == "attention" or not touched:
-            continue
+        where = _where(block, node)
         if op_of(node) is UNKNOWN:
-            raise ModelError(
-                f"aten.{node.op} in {node.module or 'the model'} has no rule, so whether it mixes tokens is unknown; "
-                f"add one line for it to a table of fourfold/ir/ops, or write it with known ops"
-            )
-        if not _token_cut(node, values):
-            raise ModelError(
-                f"{node.op} in {node.module or 'the model'} mixes tokens of the sequence: only attention may"
-            )
+            _probe(node, values, where)
+            notes[f"aten.{node.op} in {where} has no rule: computed whole on every tensor rank"] = None
+            continue
+        touched = any(TOKENS in values[r].shape for r in node.refs())
+        if touched and node.op != "attention" and not _token_cut(node, values):
+            raise ModelError(f"{node.op} in {where} mixes tokens of the sequence: only attention may")
     return tuple(notes)
+
+
+def _where(block: Block, node: Node) -> str:
+    prefix = block.name.split("#")[0] if "*" in block.name else ""
+    return ".".join(filter(None, (prefix, node.module))) or "the model"
+
+
+def _probe(node: Node, values: Mapping[str, Tensor], where: str) -> None:
+    found = is_tokenwise(node, values)
+    if found:
+        return
+    why = "mixes tokens of the sequence" if found is False else "has no rule, so whether it mixes tokens is unknown"
+    raise ModelError(
+        f"aten.{node.op} in {where} {why}; add one line for it to a table of fourfold/ir/ops, "
+        "or write it with known ops"
+    )
 
 
 def _token_cut(node: Node, values: Mapping[str, Tensor]) -> bool:
@@ -45,4 +58,5 @@ def _token_cut(node: Node, values: Mapping[str, Tensor]) -> bool:
 
 def _token_state(value: Tensor) -> State | None:
     """The state of a value cut along its token dim; None if it has none."""
-    return State("S", value.shape.index(TOKENS)) if TOKENS in value.shape else None
+    at = next((i for i, size in enumerate(value.shape) if size < 0), None)
+    return None if at is None else State("S", at)

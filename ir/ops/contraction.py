@@ -23,8 +23,10 @@ def einsum(node: Node, shapes: Shapes) -> str:
 
 
 def loss(node: Node, shapes: Shapes) -> str:
-    """Hidden states, head weight, targets, weights, then any parameters [v] of what follows the head."""
-    return "b t !d, &v !d, t, t" + ", &v" * (len(shapes) - 4) + " -> ."
+    """Hidden states, head weight, targets, weights, then parameters of what follows: [v], [1] or a number."""
+    vocabulary = shapes[1][:1]
+    extra = ("&v" if shape == vocabulary else "!one" if shape else "." for shape in shapes[4:])
+    return ", ".join(("b t !d", "&v !d", "t", "t", *extra)) + " -> ."
 
 
 CONTRACTIONS: Mapping[str, Op] = MappingProxyType(

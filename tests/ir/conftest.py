@@ -94,7 +94,7 @@ EXAMPLES: dict[str, tuple[Node, ...]] = {
     ),
     "loss": (
         example("loss", (1, T, 6), (12, 6), (T,), (T,), kinds="ffip"),
-        example("loss", (1, T, 6), (12, 6), (T,), (T,), (12,), kinds="ffipf"),
+        example("loss", (1, T, 6), (12, 6), (T,), (T,), (12,), (), kinds="ffipff"),
     ),
     "rms_norm": (example("rms_norm", X, (6,), eps=1e-6), example("rms_norm", (1, T, 12, 6), eps=1e-6)),
     "layer_norm": (example("layer_norm", X, (6,), (6,)), example("layer_norm", X)),

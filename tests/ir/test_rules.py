@@ -65,7 +65,7 @@ def numbers(node: Node, generator: torch.Generator) -> list[Tensor]:
 
 
 def shape_of(name: str) -> Shape:
-    return tuple(int(word) for word in name.split("_")[1:])
+    return tuple(int(word) for word in name.split("_")[1:] if word)
 
 
 def settled(node: Node) -> Node:
@@ -99,8 +99,14 @@ def loss(inputs: list[Tensor], cut: str, reduce: Any, rank: int) -> Tensor:
     x_1TD, weight_VD, targets_T, weights_T, *parameters = inputs
     rows = weight_VD.shape[0]
     vocabulary = Vocabulary(rank * rows, (rank + 1) * rows, reduce) if cut == "v" else Vocabulary(0, rows)
-    suffix = (lambda logits, bias: 3.0 * torch.tanh(logits + bias)) if parameters else None
-    given_by_engine: Any = {"scale": 0.5, "chunk": 7, "vocab": vocabulary, "suffix": suffix, "parameters": tuple(parameters)}
+    suffix = (lambda logits, bias, scale: scale * torch.tanh(logits + bias)) if parameters else None
+    given_by_engine: Any = {
+        "scale": 0.5,
+        "chunk": 7,
+        "vocab": vocabulary,
+        "suffix": suffix,
+        "parameters": tuple(parameters),
+    }
     return linear_cross_entropy(x_1TD[0], weight_VD, targets_T, weights_T.float(), **given_by_engine)
 
 
