@@ -67,8 +67,9 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     """
     world = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if world != mesh.ranks:
+        needed = "1 process" if mesh.ranks == 1 else f"{mesh.ranks} processes"
         raise RunError(
-            f"the plan needs {mesh.ranks} processes ({mesh}) and {world} {'is' if world == 1 else 'are'} running; "
+            f"the plan needs {needed} ({mesh}) and {world} {'is' if world == 1 else 'are'} running; "
             f"start it with: {launch_line(mesh.ranks)}"
         )
     device = device or _device()
