@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class KernelFit:
-    """Efficiency of one kernel class: t = overhead + ((F / (compute P))^shape + (Q / (memory B))^shape)^(1/shape)."""
+    """Efficiency of one kernel class: t = overhead + ((F / (compute P))^shape + (Q / (memory B))^shape)^(1/shape).
+
+    Of an elementwise kernel, the first `cached` bytes go at `hot` B, as they stay in a cache.
+    """
 
     compute: float
     memory: float
     shape: float
     overhead: float
+    cached: float = 0.0
+    hot: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,10 +149,14 @@ matmul.*.overhead     time required priced     fixed time
 stream.*.kind         text required     copy, add, swiglu; "special": exponentials and their like, on their own
 stream.*.efficiency   number required priced   rate over bandwidth
 stream.*.overhead     time required priced     fixed time
+stream.*.cached       bytes priced      bytes moved that a cache holds
+stream.*.hot          number priced     rate of those over bandwidth
 norm.*.kind           text required     rms_norm, layer_norm
 norm.*.pass           text              forward or backward
 norm.*.efficiency     number required priced   rate over bandwidth
 norm.*.overhead       time required priced     fixed time
+norm.*.cached         bytes priced      bytes moved that a cache holds
+norm.*.hot            number priced     rate of those over bandwidth
 attention.*.kernel    text required     which kernel was timed
 attention.*.pass      text required     forward or backward
 attention.*.head_dim  whole             size of a head

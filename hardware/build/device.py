@@ -132,7 +132,8 @@ def _measured_rate(fit: KernelFit, calibration: Profile, row: str | None) -> Ker
     if row is None:
         return fit
     measured = _numbers(calibration, row, ("efficiency", "overhead"))
-    return replace(fit, memory=measured["efficiency"], overhead=measured["overhead"])
+    cached, hot = either(calibration, f"{row}.cached", 0.0), either(calibration, f"{row}.hot", 1.0)
+    return replace(fit, memory=measured["efficiency"], overhead=measured["overhead"], cached=cached, hot=hot)
 
 
 def _measured_attention(fit: AttentionFit, calibration: Profile, direction: str) -> AttentionFit:

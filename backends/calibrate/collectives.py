@@ -1,0 +1,159 @@
+"""Times collectives over groups of neighbours, all groups of a size at once, as the ranks of a mesh run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from fourfold.backends.calibrate.ask import Ask
+from fourfold.backends.calibrate.clock import Clock
+from fourfold.hardware.machine import Anchors, Overlap
+
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+IN_FLIGHT = 4
+"""Collectives that run beside products, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One process group of this rank, its size, and the device its messages lie on."""
+
+    group: dist.ProcessGroup
+    size: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one rank saw: times of collectives by group, and what they cost beside products."""
+
+    anchors: tuple[Anchors, ...]
+    overlap: Overlap
+
+
+def collectives(ask: Ask, rank: int) -> Traffic:
+    """Every group size, op and message size, and the overlap over all ranks."""
+    device = ask.place(rank)
+    groups = tuple(_groups(ask, rank, device))
+    anchors = tuple(one for group in groups for one in _anchors(ask, group))
+    return Traffic(anchors, _overlap(ask, groups[-1]) if groups else Overlap())
+
+
+def _groups(ask: Ask, rank: int, device: torch.device) -> Iterator[Group]:
+    """This rank's group of each size; every rank makes all of them, in one order."""
+    backend = "nccl" if ask.on_gpu else "gloo"
+    for size in ask.groups:
+        for first in range(0, ask.ranks, size):
+            members = list(range(first, first + size))
+            made = dist.new_group(members, backend=backend)
+            if rank in members and isinstance(made, dist.ProcessGroup):
+                mine = made
+        yield Group(mine, size, device)
+
+
+def _anchors(ask: Ask, group: Group) -> Iterator[Anchors]:
+    for op in OPS:
+        points = tuple((float(size), _seconds(ask, group, _call(op, size, group), size)) for size in ask.messages)
+        yield Anchors(op, group.size, 1, points)
+
+
+def _call(op: str, size: int, group: Group) -> Callable[[], object]:
+    """One collective on `size` bytes, counted as the cost model counts them."""
+    elements = max(group.size, size // 4)
+    whole = torch.randn(elements, device=group.device)
+    part = torch.randn(elements // group.size, device=group.device)
+    calls: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: dist.all_reduce(whole, group=group.group),
+        "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group.group),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group.group),
+        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group.group),
+    }
+    return calls[op]
+
+
+def _seconds(ask: Ask, group: Group, call: Callable[[], object], size: int) -> float:
+    """The median time of a collective, by the device's clock on a GPU and by the wall elsewhere.
+
+    Every rank makes the same number of calls, so that none waits for one that never comes.
+    """
+    if group.device.type == "cuda":
+        rounds = 4 if size > 2**26 else 8
+        return Clock(group.device, least=rounds, budget=0.0).seconds(call, replay=False)
+    rounds = (8 if size > 2**20 else 16) * (1 if ask.quick else 3)
+    call()
+    dist.barrier(group.group)
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return median(found)
+
+
+def _overlap(ask: Ask, group: Group) -> Overlap:
+    """How much longer products and collectives take while both run, over all ranks; 1.0 is not at all."""
+    side, size = (8192, 2**29) if ask.on_gpu else (512, 2**23)
+    kind = torch.bfloat16 if ask.on_gpu else torch.float32
+    a, b = (torch.randn(side, side, device=group.device).to(kind) for _ in range(2))
+    message = torch.randn(size // 4, device=group.device)
+
+    def product() -> None:
+        a @ b
+        _finish(group.device)
+
+    def messages() -> list[dist.Work]:
+        works = [dist.all_reduce(message, group=group.group, async_op=True) for _ in range(IN_FLIGHT)]
+        return [work for work in works if work is not None]
+
+    product()
+    alone = _wall(group, product, 4) / 4
+    sent = _wall(group, lambda: [work.wait() for work in messages()], 1)
+    found = [_both(group, product, messages) for _ in range(3)]
+    return Overlap(
+        compute_slowdown=_agreed(median(each for each, _ in found) / alone, group),
+        collective_slowdown=_agreed(median(total for _, total in found) / sent, group),
+    )
+
+
+def _both(group: Group, product: Callable[[], None], messages: Callable[[], list[dist.Work]]) -> tuple[float, float]:
+    """Seconds of one product while collectives run, and of all the collectives."""
+    dist.barrier(group.group)
+    _finish(group.device)
+    started = time.perf_counter()
+    works, count = messages(), 0
+    while not works[-1].is_completed():
+        product()
+        count += 1
+    total = time.perf_counter() - started
+    for work in works:
+        work.wait()
+    return total / max(1, count), total
+
+
+def _wall(group: Group, work: Callable[[], object], times: int) -> float:
+    """Seconds of `times` runs, all ranks starting together, after one that warms up."""
+    work()
+    dist.barrier(group.group)
+    _finish(group.device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    _finish(group.device)
+    return time.perf_counter() - started
+
+
+def _agreed(ratio: float, group: Group) -> float:
+    """The mean over all ranks, at least 1."""
+    told = torch.tensor([ratio], device=group.device)
+    dist.all_reduce(told, group=group.group)
+    return max(1.0, float(told) / group.size)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

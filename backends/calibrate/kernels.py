@@ -1,0 +1,187 @@
+"""Times the kernels that training spends its time in, on random data, while all ranks do the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourfold.backends.calibrate.ask import Ask
+from fourfold.backends.calibrate.clock import Clock
+from fourfold.backends.calibrate.fit import AttentionPoint, Point
+from fourfold.backends.kernels.attention import attend
+from fourfold.backends.kernels.documents import Documents
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+CHAIN = 4
+"""Elementwise ops in a row, so that what autograd does once is shared by several."""
+ROW = 256
+"""Elements of the last dimension of elementwise operands."""
+LAUNCHES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The timings of one rank. `rates`: FLOP/s of a product in other dtypes; `launch`: seconds of a tiny eager op.
+
+    On a CPU the tiny op is a view, which runs no kernel; on a GPU it is the host's time for any op.
+    """
+
+    products: dict[str, tuple[Point, ...]]
+    streams: tuple[Point, ...]
+    specials: tuple[Point, ...]
+    norms: tuple[Point, ...]
+    norms_backward: tuple[Point, ...]
+    attention: tuple[AttentionPoint, ...]
+    attention_backward: tuple[AttentionPoint, ...]
+    rates: dict[str, float]
+    launch: float
+
+
+def kernels(ask: Ask, rank: int) -> Kernels:
+    """The timings of this rank."""
+    device = ask.place(rank)
+    torch.manual_seed(rank)
+    clock = ask.clock(device)
+    norms = [_norm(clock, size) for size in ask.streams]
+    mixed = [_attention(clock, ask.dtypes[0], *shape) for shape in ask.attentions]
+    return Kernels(
+        products={dtype: tuple(_products(clock, ask, dtype)) for dtype in ask.dtypes},
+        streams=tuple(_stream(clock, size) for size in ask.streams),
+        specials=tuple(_special(clock, size) for size in ask.streams),
+        norms=tuple(forward for forward, _ in norms),
+        norms_backward=tuple(backward for _, backward in norms),
+        attention=tuple(forward for forward, _ in mixed),
+        attention_backward=tuple(backward for _, backward in mixed),
+        rates={} if ask.on_gpu else {dtype: _rate(clock, dtype) for dtype in ("fp64", "bf16")},
+        launch=_launch(device) if ask.on_gpu else _view(clock),
+    )
+
+
+def _products(clock: Clock, ask: Ask, dtype: str) -> Iterator[Point]:
+    """The three products of each linear layer: forward, the gradient of its input, that of its weight."""
+    kind = DTYPES[dtype]
+    for tokens, outputs, inputs in ask.products if dtype == ask.dtypes[0] else ask.products[:6]:
+        x, w, g = (_random(clock, shape, kind) for shape in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
+        flops = 2.0 * tokens * outputs * inputs
+        moved = float(kind.itemsize * (x.numel() + w.numel() + g.numel()))
+        pairs = ((x, w.t()), (g, w), (g.t(), x))
+        yield from (Point(flops, moved, clock.seconds(partial(torch.mm, *pair))) for pair in pairs)
+
+
+def _rate(clock: Clock, dtype: str) -> float:
+    """FLOP/s of one product; small, as a dtype without instructions of its own is a hundred times slower."""
+    size = 128
+    a, b = (_random(clock, (size, size), DTYPES[dtype]) for _ in range(2))
+    return 2.0 * size**3 / clock.seconds(lambda: a @ b)
+
+
+def _stream(clock: Clock, size: int) -> Point:
+    """A plain elementwise kernel that reads two operands and writes one."""
+    x, a, b, g = (_random(clock, (size // ROW, ROW)) for _ in range(4))
+    moved = 3.0 * size * x.itemsize
+    if clock.device.type == "cuda":
+        return Point(0.0, moved, clock.seconds(lambda: torch.add(x, a, out=b)))
+    x.requires_grad_()
+
+    def forward() -> Tensor:
+        y = x
+        for _ in range(CHAIN):
+            y = y * a + b
+        return y
+
+    both = clock.seconds(lambda: torch.autograd.grad(forward(), x, g))
+    return Point(0.0, moved, both / (3 * CHAIN))  # a product and a sum forward, a product backward
+
+
+def _special(clock: Clock, size: int) -> Point:
+    """A kernel that evaluates an exponential for each element."""
+    x, g = (_random(clock, (size // ROW, ROW)) for _ in range(2))
+    if clock.device.type == "cuda":
+        return Point(0.0, 2.0 * size * x.itemsize, clock.seconds(lambda: F.silu(x)))
+    x.requires_grad_()
+
+    def forward() -> Tensor:
+        y = x
+        for _ in range(CHAIN):
+            y = F.silu(y)
+        return y
+
+    both = clock.seconds(lambda: torch.autograd.grad(forward(), x, g))
+    return Point(0.0, 2.5 * size * x.itemsize, both / (2 * CHAIN))  # two passes forward, three backward
+
+
+def _norm(clock: Clock, size: int) -> tuple[Point, Point]:
+    """A normalisation over rows, forward (two passes) and backward (three)."""
+    x, g = (_random(clock, (size // ROW, ROW)) for _ in range(2))
+    x.requires_grad_()
+    weight = _random(clock, (ROW,)).requires_grad_()
+
+    def forward() -> Tensor:
+        return F.rms_norm(x, (ROW,), weight, 1e-5)
+
+    y = forward()
+    seconds = clock.seconds(forward)
+    back = clock.seconds(lambda: torch.autograd.grad(y, (x, weight), g, retain_graph=True), replay=False)
+    passes = float(size * x.itemsize)
+    return Point(0.0, 2 * passes, seconds), Point(0.0, 3 * passes, back)
+
+
+def _attention(
+    clock: Clock, dtype: str, documents: int, length: int, heads: int, width: int
+) -> tuple[AttentionPoint, AttentionPoint]:
+    """Causal attention over equal documents by the kernel that runs would choose, forward and backward.
+
+    FLOPs are those of the forward for both. Four query heads share a key/value head, where there are that many.
+    """
+    tokens, kind = documents * length, DTYPES[dtype]
+    shapes = ((tokens, heads, width), *((tokens, max(1, heads // 4), width),) * 2)
+    q, k, v = (_random(clock, shape, kind).requires_grad_() for shape in shapes)
+    packed = Documents.of((length,) * documents, clock.device)
+    flops = 4.0 * heads * width * documents * length * (length + 1) / 2
+
+    def forward() -> Tensor:
+        return attend(q, k, v, packed, scale=width**-0.5, causal=True)
+
+    out = forward()
+    g = torch.randn_like(out)
+    seconds = clock.seconds(forward, replay=False)
+    back = clock.seconds(lambda: torch.autograd.grad(out, (q, k, v), g, retain_graph=True), replay=False)
+    return AttentionPoint(flops, length, width, seconds), AttentionPoint(flops, length, width, back)
+
+
+def _view(clock: Clock) -> float:
+    """A view with its place in the graph of gradients: half of what it costs forward and backward together."""
+    x, g = (_random(clock, (ROW, ROW)) for _ in range(2))
+    x.requires_grad_()
+    count = 16
+
+    def forward() -> Tensor:
+        y = x
+        for _ in range(count // 2):
+            y = y.view(1, ROW, ROW).view(ROW, ROW)
+        return y
+
+    return clock.seconds(lambda: torch.autograd.grad(forward(), x, g)) / (2 * count)
+
+
+def _launch(device: torch.device) -> float:
+    """Host seconds of one small eager kernel, the device being idle."""
+    x = torch.zeros(ROW, device=device)
+    for _ in range(2):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(LAUNCHES):
+            x + x
+        seconds = time.perf_counter() - started
+    return seconds / LAUNCHES
+
+
+def _random(clock: Clock, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random data: products of zeros draw less power and read too fast."""
+    return torch.randn(shape, device=clock.device, dtype=torch.float32).to(dtype)
