@@ -54,7 +54,7 @@ def layout(plan: Plan) -> Section:
     """What was decided: micro-steps, recompute, and how each block lies on the tensor axis."""
     rows = [("micro-steps", f"{plan.micro_steps} of at most {plan.capacity:,} tokens a rank")]
     modes = plan.recompute or ("none",) * len(plan.graph.calls)
-    rows.append(("recompute", ", ".join(f"{m} in {modes.count(m)} calls" for m in RECOMPUTE if m in modes)))
+    rows.append(("recompute", ", ".join(f"{m}: {modes.count(m)} blocks" for m in RECOMPUTE if m in modes)))
     return Section(f"Plan: {headline(plan)}", tuple(rows))
 
 
@@ -100,10 +100,7 @@ def beside(best: Estimate, others: Sequence[Candidate], refused: Sequence[Refusa
     if others:
         yield Section("Next best", tuple(_other(best, c) for c in others), "lrrl")
     if refused:
-        rows = [
-            (r.mesh, r.reason + "".join(f"; {text}: {seconds(s)} a step" for text, s in r.repairs)) for r in refused
-        ]
-        yield Section("Refused", tuple(rows))
+        yield Section("Refused", tuple((r.mesh, _refusal(r)) for r in refused))
 
 
 def _other(best: Estimate, other: Candidate) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -22,7 +22,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in (*planning.COMMANDS, *running.COMMANDS, ("verify", proving.verify), ("demo", demo)):
+COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("plan", planning.plan),
+    ("show", planning.show_plan),
+    ("why", planning.why),
+    ("diff", planning.diff),
+    ("verify", proving.verify),
+    ("run", running.run),
+    ("demo", demo),
+)
+for name, command in COMMANDS:
     app.command(name)(command)
 app.add_typer(hardware, name="hardware")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -165,11 +165,3 @@ def estimate_data(estimate: Any) -> Mapping[str, object]:
         "tokens_per_second": estimate.tokens_per_second,
         "ranks": estimate.ranks,
     }
-
-
-COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
-    ("plan", plan),
-    ("show", show_plan),
-    ("why", why),
-    ("diff", diff),
-)

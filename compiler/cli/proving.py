@@ -30,11 +30,13 @@ def verify(
     processes: Annotated[int | None, typer.Option("--nproc", min=1, help="Processes; what the pins say, or 4.")] = None,
     pin: options.Pins = None,
     override: options.Overrides = None,
-    numbers: Annotated[str, typer.Option("--precision", metavar="P", help="fp32 (to 1e-4) or fp64 (to 1e-9).")] = "fp32",
+    numbers: Annotated[
+        str, typer.Option("--precision", metavar="P", help="fp32 (to 1e-4) or fp64 (to 1e-9).")
+    ] = "fp32",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of AdamW.")] = 3,
     as_json: options.Json = False,
 ) -> None:
-    """Prove a plan: loss, gradients and updates on gloo processes here against the plain module. Exit code 13 if not."""
+    """Prove a plan: loss, gradients, updates on processes here against the plain module. Exit code 13 if not."""
     if numbers not in DTYPES:
         raise UsageError(f"--precision {numbers!r}: verify runs in {' or '.join(DTYPES)}")
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")

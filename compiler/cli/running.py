@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,8 @@ from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.text import Section, count, seconds, size
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fourfold.ir.answer import Answer
     from fourfold.ir.plan import Plan
 
@@ -53,18 +55,13 @@ def run(
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus = read_corpus(data, length=window)
+    module = model_of(model, changed)
     if plan is not None:
-        chosen = _given(plan, hardware, pin, numbers)
+        chosen = _given(plan, module, hardware, pin, numbers)
     else:
-        pins, workload = values.pins(pin or ()), corpus.workload(tokens=tokens, seed=seed)
-        chosen = planned(
-            model_of(model, changed), workload, machine_of(hardware, processes), pins=pins, word=numbers
-        ).plan
-    if processes not in (None, chosen.mesh.ranks):
-        raise RunError(
-            f"the plan needs {chosen.mesh.ranks} processes ({chosen.mesh}) and --nproc says {processes}: "
-            f"say --nproc {chosen.mesh.ranks}, or plan for a machine of {processes} ranks"
-        )
+        machine, workload = machine_of(hardware, processes), corpus.workload(tokens=tokens, seed=seed)
+        chosen = planned(module, workload, machine, pins=values.pins(pin or ()), word=numbers).plan
+    _agree(chosen, processes)
     job = Job(
         model=model,
         data=data,
@@ -140,10 +137,22 @@ def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str |
     return api.plan(model, workload, hardware=machine, precision=numbers, pins=pins, top=0)
 
 
-def _given(file: str, *others: object) -> Plan:
+def _given(file: str, module: nn.Module, *others: object) -> Plan:
+    """The plan in a file, made for this model."""
     if any(others):
         raise UsageError("--plan says it all: leave --hardware, --pin and --precision away")
-    return saved(file)
+    chosen = saved(file)
+    from fourfold.compiler import api
+
+    api.graph_for(module, chosen)
+    return chosen
 
 
-COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("run", run),)
+def _agree(plan: Plan, processes: int | None) -> None:
+    """Raises RunError when --nproc is not what the plan needs."""
+    ranks = plan.mesh.ranks
+    if processes not in (None, ranks):
+        raise RunError(
+            f"the plan needs {ranks} processes ({plan.mesh}) and --nproc says {processes}: say --nproc {ranks}, "
+            f"or plan for a machine of {processes} ranks"
+        )
