@@ -72,14 +72,22 @@ def _layout(plan: Plan, block: Block, tp: int) -> Layout:
             f"the plan lays out {', '.join(plan.layouts) or 'no block'} and the model to verify has {block.name}: "
             "it was made for another model; plan this one"
         )
-    return Layout(_cuts(plan.layouts[name], plan.graph.blocks[name], block, tp), plan.layouts[name].states)
+    layout, old = plan.layouts[name], plan.graph.blocks[name]
+    if len(old.inputs) != len(block.inputs) or len(old.outputs) != len(block.outputs):
+        raise UsageError(
+            f"{block.name} hands on {len(block.outputs)} values and {len(old.outputs)} in the plan; plan this model"
+        )
+    # What passes values on may have gone from the end of a block, and with it the output's name.
+    pairs = zip((*old.inputs, *old.outputs), (*block.inputs, *block.outputs), strict=True)
+    states = {new: layout.states[name] for name, new in pairs if name in layout.states}
+    return Layout(_cuts(layout, states, old, block, tp), states)
 
 
-def _cuts(layout: Layout, old: Block, new: Block, tp: int) -> dict[str, str]:
+def _cuts(layout: Layout, states: Mapping[str, str], old: Block, new: Block, tp: int) -> dict[str, str]:
     """A cut for each node of `new`: that of the node of the same name, or what fits the node it reads."""
     known = {node.name: node for node in old.nodes}
     values = new.values()
-    made = {n: State.parse(layout.states.get(n, "R")) for n in new.inputs}
+    made = {n: State.parse(states.get(n, "R")) for n in new.inputs}
     cuts = {}
     for node in new.nodes:
         if node.op in PASSING:

@@ -1,4 +1,4 @@
-"""Plans of both model families on gloo processes equal the plain module: every mesh, ZeRO stage and way to recompute."""
+"""Plans of both families on gloo processes equal the plain module: every mesh, ZeRO stage and way to recompute."""
 
 from __future__ import annotations
 
