@@ -138,4 +138,4 @@ def small_form(reference: str, overrides: Mapping[str, int | float | bool | str]
     """The model small enough to run here: a shipped one's tiny form, else the model itself."""
     from fourfold.compiler.models import from_reference
 
-    return from_reference(reference, overrides)
+    return from_reference(reference, overrides, small=True)
