@@ -17,6 +17,7 @@ PEAK = 989.4e12
 """Dense bf16 FLOPs per second of an H200, by its datasheet."""
 
 LLAMA_8B = LlamaConfig(vocabulary=128256, width=4096, layers=32, heads=32, kv_heads=8, feed_forward=14336)
+PARITY = LlamaConfig(vocabulary=8192, width=1024, layers=4, heads=16, kv_heads=4, feed_forward=4096)
 TINY = LlamaConfig(vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, feed_forward=128)
 
 

@@ -123,7 +123,8 @@ class StockProgram:
         clock.mark("optimizer")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        found: Tensor = loss.detach()
+        return found
 
 
 def run(program: StockProgram, variant: Variant) -> Row:
