@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -110,8 +111,8 @@ def alone(plan: Plan) -> Plan:
     """The same model and workload on one rank, two sequences at once."""
     capacity = 2 * plan.workload.longest
     micro_steps = plan.workload.tokens // capacity
-    kept = {"precision": plan.precision, "bucket": plan.bucket}
-    return Plan(plan.graph, {}, plan.workload, Mesh(), 0, capacity=capacity, micro_steps=micro_steps, **kept)  # type: ignore[arg-type]
+    single = Plan(plan.graph, {}, plan.workload, precision=plan.precision, bucket=plan.bucket)
+    return replace(single, mesh=Mesh(), zero=0, capacity=capacity, micro_steps=micro_steps)
 
 
 def reference(name: str, out: Path, arguments: argparse.Namespace) -> None:
