@@ -181,9 +181,8 @@ def verdict(losses: dict[str, list[float]], out: Path) -> int:
         gaps = compared(found, one)
         ratios = [gap / of if of else math.inf if gap else 0.0 for gap, of in zip(gaps, spread, strict=True)]
         rows.append({"layout": name, "losses": found, "largest": gaps[0], "rms": gaps[1], "ratios": ratios})
-        print(
-            f"{name:28} {found[0]:8.4f} {found[-1]:8.4f} {gaps[0]:12.2e} {gaps[1]:10.2e} {ratios[0]:7.2f} {ratios[1]:8.2f}"
-        )
+        ends, ratio = f"{found[0]:8.4f} {found[-1]:8.4f}", f"{ratios[0]:7.2f} {ratios[1]:8.2f}"
+        print(f"{name:28} {ends} {gaps[0]:12.2e} {gaps[1]:10.2e} {ratio}")
         worst = max(worst, *(ratios if name not in ("one rank", "reordered", "plain") else (0.0,)))
     passed = worst <= ALLOWED
     (out / "loss_parity.json").write_text(json.dumps({"passed": passed, "worst": worst, "rows": rows}, indent=1) + "\n")
