@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LENGTHS = Path(__file__).resolve().parent.parent / "lengths"
 LENGTH, TOKENS = "8k", "4M"
+Scalar = int | float | bool | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Asked:
     optimizer: str | float
     precision: Precision
     pins: Mapping[str, str | int] = field(default_factory=dict)
-    overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    overrides: Mapping[str, Scalar] = field(default_factory=dict)
     word: str = ""
 
 
@@ -127,15 +128,14 @@ def precision(word: str) -> Precision:
     return known[word]
 
 
-def model_of(reference: str, overrides: Mapping[str, int | float | bool | str]) -> nn.Module:
-    """The module that `reference` names, without weights. Raises ModelError and UsageError."""
+def model_of(reference: str, overrides: Mapping[str, Scalar], *, small: bool = False, real: bool = False) -> nn.Module:
+    """The module that `reference` names; `small` takes a shipped model's tiny form. Only a `real` one holds weights.
+
+    Raises ModelError and UsageError.
+    """
+    import torch
+
     from fourfold.compiler.models import from_reference
 
-    return from_reference(reference, overrides)
-
-
-def small_form(reference: str, overrides: Mapping[str, int | float | bool | str]) -> nn.Module:
-    """The model small enough to run here: a shipped one's tiny form, else the model itself."""
-    from fourfold.compiler.models import from_reference
-
-    return from_reference(reference, overrides, small=True)
+    with torch.device("cpu" if real else "meta"):
+        return from_reference(reference, overrides, small=small)

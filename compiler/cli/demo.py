@@ -63,7 +63,7 @@ def small(runs: Path, steps: int, hardware: str, *, quiet: bool) -> dict[str, An
     workload = corpus.workload(tokens=TOKENS)
     at = time.perf_counter()
     machine = measured(RANKS) if hardware == "detect" else load(hardware)
-    told(f"measured this machine in {seconds(time.perf_counter() - at)}: {machine}", quiet=quiet)
+    told(f"this machine, measured in {seconds(time.perf_counter() - at)}: {machine}", quiet=quiet)
     told(
         f"text: {corpus.name}, entropy {corpus.unigram:.2f} nats a byte, {corpus.bigram:.2f} after another", quiet=quiet
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourfold.hardware.errors import RunError, UsageError
+from fourfold.hardware.errors import UsageError
 
 if TYPE_CHECKING:
     from fourfold.hardware.topology import Machine
-
-RANKS = 4
 
 
 def machine_of(hardware: str | None, processes: int | None) -> Machine:
@@ -21,23 +20,19 @@ def machine_of(hardware: str | None, processes: int | None) -> Machine:
     if hardware is None:
         raise UsageError("which machine? give --hardware NAME, for example cpu-gloo-4, or --hardware detect")
     if hardware == "detect":
-        return measured(processes or RANKS)
+        return measured(processes)
     machine = load(hardware)
     if processes in (None, machine.ranks) or parse(hardware).devices is not None or machine.nodes > 1:
         return machine
     return load(f"{hardware}@{processes}")
 
 
-def measured(processes: int) -> Machine:
-    """This machine, measured now; its profile stays in the user's cache. Raises RunError where that is not writable."""
+def measured(processes: int | None, *, say: Callable[[str], None] = lambda text: None) -> Machine:
+    """This machine, measured now; its profiles stay in the user's cache. Raises UsageError if they cannot."""
     from fourfold.backends.calibrate import detect
     from fourfold.hardware import load
 
-    path = Path("~/.cache/fourfold/this-machine.toml").expanduser()
-    text = detect(quick=True, ranks=processes)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"the profile of this machine cannot be written to {path}: {error.strerror}") from None
+    found = detect(quick=True, ranks=processes, say=say)
+    path = Path("~/.cache/fourfold/hardware").expanduser() / f"{found.name}.toml"
+    found.write(path)
     return load(str(path))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourfold.compiler.cli import options, values
-from fourfold.compiler.cli.asking import model_of, small_form
+from fourfold.compiler.cli.asking import model_of
 from fourfold.compiler.cli.machines import machine_of
 from fourfold.compiler.cli.planning import saved
 from fourfold.compiler.cli.render import dump
@@ -42,7 +42,7 @@ def verify(
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
     ranks = processes or int(pins.get("dp", 1)) * int(pins.get("tp", 1))
     ranks = ranks if pins or processes else RANKS
-    module = model_of(model, changed) if plan or hardware else small_form(model, changed)
+    module = model_of(model, changed, small=not (plan or hardware))
     chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
     from fourfold.compiler.verify import verify as prove
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fourfold.compiler.cli.asking import model_of
 from fourfold.compiler.cli.job import Job
-from fourfold.hardware.errors import FourfoldError
+from fourfold.hardware.errors import FourfoldError, ModelError
 
 SAMPLE = 300
 """Bytes of a sampled continuation."""
@@ -32,7 +32,12 @@ def work(folder: Path) -> None:
     corpus = read_corpus(job.data, length=job.length)
     model = model_of(job.model, job.overrides)
     program = api.compile(model, folder / "plan.json")
-    program.init(job.seed)
+    try:
+        program.init(job.seed)
+    except ModelError:
+        # Tensors that only the model's constructor computes: let it, under the same seed on every rank.
+        torch.manual_seed(job.seed)
+        program.copy_from(model_of(job.model, job.overrides, real=True))
     first = program.ranks.rank == 0
     recipe = Recipe(steps=job.steps, tokens=job.tokens, rate=job.rate, seed=job.seed)
     with (folder / "metrics.jsonl").open("a") if first else open(os.devnull, "w") as file:

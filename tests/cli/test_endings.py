@@ -52,8 +52,8 @@ def test_without_a_command_help_is_given(fourfold: Command) -> None:
         ("item", 11, "item"),
         ("branch", 11, "branch"),
         ("unknown_op", 11, "twist"),
-        ("nothing", 11, "Module"),
-        ("absent", 11, "absent"),
+        ("nothing", 11, "int"),
+        ("absent", 2, "no function 'absent'"),
     ],
 )
 def test_a_model_that_cannot_be_planned(fourfold: Command, name: str, code: int, message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_model_that_cannot_be_planned(fourfold: Command, name: str, code: int,
 
 def test_a_model_nobody_ships(fourfold: Command) -> None:
     said = fourfold("plan", "llama-9b", *SMALL)
-    assert said.code in (2, 11) and "llama-9b" in said.line
+    assert said.code == 2 and "did you mean" in said.line
 
 
 def test_heads_that_a_pin_cannot_cut(fourfold: Command, tiny: str) -> None:
