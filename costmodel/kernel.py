@@ -7,7 +7,7 @@ profile or its calibration; no rate is ever borrowed from another device or anot
 from __future__ import annotations
 
 from fourfold.hardware.errors import InfeasibleError
-from fourfold.hardware.machine import AttentionFit, Device, KernelFit
+from fourfold.hardware.machine import AttentionFit, Chore, Device, KernelFit
 
 # Backward recomputes the scores once (1 product) and forms dQ, dK, dV and dP (4), against 2 forward.
 ATTENTION_BACKWARD = 2.5
@@ -34,18 +34,33 @@ def matmul_time(flops: float, moved: float, dtype: str, device: Device) -> float
 def stream_time(moved: float, device: Device) -> float:
     """Seconds of a fused elementwise region or a copy that reads and writes `moved` bytes: t0 + Q / (e B).
 
-    No separate rate is used for operands that stay in the second-level cache, so small regions
-    are over-estimated (the fit reaches e > 1 there) rather than under-estimated.
+    Where a calibration knows it, the first bytes go at the rate of the cache that holds them; else small regions are
+    over-estimated rather than under-estimated.
     """
     return _bandwidth_bound(moved, fit=device.stream, device=device)
 
 
-def norm_time(moved: float, device: Device) -> float:
+def special_time(moved: float, device: Device) -> float:
+    """Seconds of an unfused kernel that evaluates an exponential or its like for each element it moves.
+
+    Its own fit where there is one: on a processor such a kernel is bound by arithmetic, five times slower than a sum.
+    """
+    return _bandwidth_bound(moved, fit=device.special or device.stream, device=device)
+
+
+def norm_time(moved: float, device: Device, *, backward: bool = False) -> float:
     """Seconds of an unfused normalisation that reads and writes `moved` bytes: t0 + Q / (e B).
 
-    Its own fit, because eager norms reach only 0.38 to 0.61 of the bandwidth a copy reaches.
+    Its own fit, because eager norms reach only 0.38 to 0.61 of the bandwidth a copy reaches; the backward of an eager
+    RMSNorm is a dozen kernels.
     """
-    return _bandwidth_bound(moved, fit=device.norm, device=device)
+    fit = device.norm_backward if backward and device.norm_backward else device.norm
+    return _bandwidth_bound(moved, fit=fit, device=device)
+
+
+def chore_time(moved: float, chore: Chore | None) -> float:
+    """Seconds of one chore over `moved` bytes; none where the device does not wait for them."""
+    return 0.0 if chore is None else chore.overhead + moved / chore.rate
 
 
 def attention_flops(heads: int, head_dim: int, pairs: float) -> float:
@@ -58,25 +73,28 @@ def attention_flops(heads: int, head_dim: int, pairs: float) -> float:
     return 4.0 * heads * head_dim * pairs
 
 
-def attention_time(flops: float, length: float, *, backward: bool, dtype: str, device: Device) -> float:
+def attention_time(
+    flops: float, length: float, *, backward: bool, dtype: str, device: Device, head_dim: int | None = None
+) -> float:
     """Seconds of one attention kernel whose FORWARD work is `flops`, over sequences of `length` tokens.
 
-    t = t0 + F / (e(s) P) with e(s) = ceiling x s / (s + half_length): short sequences fill the
-    device badly. Backward does 2.5 times the forward work at its own efficiency. For a packed call,
-    `length` is the token-weighted mean document. Raises InfeasibleError as `matmul_time` does.
+    t = t0 + F / (e(s, d) P) with e(s, d) = ceiling x s / (s + half_length) x d / (d + half_width): short sequences and
+    small heads fill the device badly. Backward does 2.5 times the forward work at its own efficiency. For a packed
+    call, `length` is the token-weighted mean document. Raises InfeasibleError as `matmul_time` does.
     """
     assert flops >= 0 and length >= 0, (flops, length)
     if flops == 0:
         return 0.0
     fit = device.attention_backward if backward else device.attention_forward
     work = flops * ATTENTION_BACKWARD if backward else flops
-    return fit.overhead + work / (attention_efficiency(length, fit) * peak_rate(dtype, device))
+    return fit.overhead + work / (attention_efficiency(length, fit, head_dim) * peak_rate(dtype, device))
 
 
-def attention_efficiency(length: float, fit: AttentionFit) -> float:
+def attention_efficiency(length: float, fit: AttentionFit, head_dim: int | None = None) -> float:
     """Share of the matrix peak that attention reaches at sequence length `length` (tokens, at least 1)."""
     tokens = max(length, 1.0)
-    return fit.ceiling * tokens / (tokens + fit.half_length)
+    narrow = 1.0 if head_dim is None else head_dim / (head_dim + fit.half_width)
+    return fit.ceiling * tokens / (tokens + fit.half_length) * narrow
 
 
 def peak_rate(dtype: str, device: Device) -> float:
@@ -103,7 +121,8 @@ def _bandwidth_bound(moved: float, *, fit: KernelFit, device: Device) -> float:
     assert moved >= 0, moved
     if moved == 0:
         return 0.0
-    return fit.overhead + moved / (fit.memory * device.bandwidth)
+    near = min(moved, fit.cached)
+    return fit.overhead + near / (fit.hot * device.bandwidth) + (moved - near) / (fit.memory * device.bandwidth)
 
 
 def _rounded_maximum(first: float, second: float, shape: float) -> float:

@@ -22,6 +22,8 @@ TENSORS = 9
 """Parameters of a unit: what a block of a Llama has."""
 SMALL, LARGE = 16, 256
 """Rows and columns of each parameter: so small that only the overhead shows, and large enough for a rate."""
+UPDATED = 10
+"""Numbers read or written for each parameter by clipping (3) and AdamW (3 for the parameter, 4 for its state)."""
 FASTEST = 100e9
 """Bytes per second of a chore whose time does not grow with its bytes."""
 
@@ -73,7 +75,7 @@ def chores(ask: Ask, rank: int) -> Chores:
         reduce=Chore(
             small.backward / UNITS, _rate(extra, large.backward - small.backward), small.idle_backward / UNITS
         ),
-        update=Chore(small.update / (UNITS * TENSORS), _rate(extra, large.update - small.update)),
+        update=Chore(small.update / (UNITS * TENSORS), _rate(UPDATED * extra, large.update - small.update)),
     )
 
 
