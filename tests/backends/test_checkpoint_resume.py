@@ -31,8 +31,11 @@ def straight(case: Any, tiny: Any) -> Answer:
     return run(work, case.ranks)[0]
 
 
-def stopped(before: Any, after: Any, folder: Path, tiny: Any) -> Answer:
-    """The same of a run that saves halfway, ends all its processes, and goes on in new ones."""
+def stopped(before: Any, after: Any, folder: Path, tiny: Any, *, forget: bool = False) -> Answer:
+    """The same of a run that saves halfway, ends all its processes, and goes on in new ones.
+
+    With `forget` these load the weights alone.
+    """
 
     def first(rank: int) -> list[float]:
         program = before.program()
@@ -45,7 +48,7 @@ def stopped(before: Any, after: Any, folder: Path, tiny: Any) -> Answer:
     def second(rank: int) -> Answer:
         program = after.program()
         optimizer = optimizer_of(program)
-        program.load(folder, optimizer)
+        program.load(folder, None if forget else optimizer)
         assert program.steps_done == HALF
         losses = tiny.train(program, optimizer, range(HALF, ALL))
         return losses, tiny.plain(program.full_state_dict())
@@ -58,7 +61,8 @@ def stopped(before: Any, after: Any, folder: Path, tiny: Any) -> Answer:
 def distance(found: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> tuple[float, str]:
     """The worst relative distance of a tensor, ||a - b|| / ||b||, and its name."""
     assert found.keys() == wanted.keys()
-    pairs = {name: (torch.tensor(found[name]).double(), torch.tensor(wanted[name]).double()) for name in wanted}
+    kind = torch.float64
+    pairs = {n: (torch.tensor(found[n], dtype=kind), torch.tensor(wanted[n], dtype=kind)) for n in wanted}
     return max((float((a - b).norm() / b.norm().clamp(min=1e-12)), name) for name, (a, b) in pairs.items())
 
 
@@ -79,34 +83,42 @@ def test_the_same_plan_goes_on_to_the_bit(
     assert stopped(case, case, tmp_path, tiny) == straight(case, tiny)
 
 
+OTHERS = [
+    ("llama", (1, 2, 3), (3, 1, 1), "float64"),
+    ("llama", (3, 1, 3), (2, 2, 3), "float32"),
+    ("gpt", (2, 2, 2), (1, 1, 3), "float64"),
+    ("gpt", (1, 1, 0), (2, 2, 0), "float64"),
+]
+
+
 @pytest.mark.parametrize(
-    ("model", "before", "after"),
+    ("model", "before", "after", "dtype"),
     [
-        ("llama", (2, 1, 3), (1, 2, 0)),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("llama", (1, 2, 3), (3, 1, 1)),
-                ("llama", (3, 1, 3), (2, 2, 3)),
-                ("gpt", (2, 2, 2), (1, 1, 3)),
-                ("gpt", (1, 1, 0), (2, 2, 0)),
-            )
-        ),
+        ("llama", (2, 1, 3), (1, 2, 0), "float32"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
     ],
 )
 def test_another_plan_goes_on_alike(
-    model: str, before: tuple[int, int, int], after: tuple[int, int, int], tiny: Any, tmp_path: Path
+    model: str, before: tuple[int, int, int], after: tuple[int, int, int], dtype: str, tiny: Any, tmp_path: Path
 ) -> None:
-    """To 1e-6 in float64, against the run that never stopped and never changed its plan."""
-    cases = [tiny.case(getattr(tiny, model), *plan) for plan in (before, after)]
-    losses, weights = stopped(*cases, tmp_path, tiny)
+    """Weights to 1e-6 of each tensor's norm (1e-9 in float64), of the run that never stopped nor changed its plan.
+
+    GPT only in float64: the gradient of a key's bias is zero but for rounding, and AdamW makes a full step of that.
+    """
+    cases = [tiny.case(getattr(tiny, model), *plan, dtype) for plan in (before, after)]
+    losses, weights = stopped(cases[0], cases[1], tmp_path, tiny)
     wanted_losses, wanted = straight(cases[0], tiny)
     worst, name = distance(weights, wanted)
-    print(f"{model} {before} -> {after}: {worst:.1e} ({name})")
-    assert worst <= 1e-6
-    assert losses == pytest.approx(wanted_losses, rel=1e-9)
-    # The bound means something: ten steps move the weights by far more.
-    assert abs(losses[0] - losses[-1]) > 1e-3
+    print(f"{model} {before} -> {after} in {dtype}: {worst:.1e} ({name})")
+    assert worst <= (1e-9 if dtype == "float64" else 1e-6)
+    assert losses == pytest.approx(wanted_losses, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_weights_alone_do_not_go_on_alike(tiny: Any, tmp_path: Path) -> None:
+    """The bound above is one that a lost optimizer state breaks by far."""
+    case = tiny.case(tiny.llama, 2, 1, 3)
+    assert distance(stopped(case, case, tmp_path, tiny, forget=True)[1], straight(case, tiny)[1])[0] > 1e-3
 
 
 class Sampler:
