@@ -17,9 +17,10 @@ from fourfold.compiler.models.gpt import GPT, GPTConfig
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import Mesh
+from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Layout, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.cuts import CutTensors, Prices, op_of
+from fourfold.passes.cutting import Prices, cut
 
 TOKENS = 8192
 VOCABULARY = 58
@@ -52,13 +53,13 @@ def captured(make: Make, dtype: str) -> Graph:
 def layouts(make: Make, dtype: str, tp: int) -> dict[str, Layout]:
     """Cuts of whatever can be cut; the prices only have to favour cutting."""
 
-    def op(node: Any, rule: Any, cut: str, block: Any) -> float:
-        share = 1 if cut in ("whole", "partial") else tp
+    def op(node: Any, rule: Any, label: str, block: Any) -> float:
+        share = 1 if label in ("whole", "partial") else tp
         if op_of(node).kind in ("matmul", "loss"):
             return float(rule.points(TOKENS)) / share / 1e9
         return 0.0 if op_of(node).kind == "free" else 1e-3 / share
 
-    return dict(CutTensors(tp, Prices(op, lambda move, size: 1e-5 + size / 1e12, TOKENS))(captured(make, dtype))[0])
+    return dict(cut(captured(make, dtype), tp, Prices(op, lambda move, size: 1e-5 + size / 1e12, TOKENS))[0])
 
 
 @dataclass(frozen=True, slots=True)
