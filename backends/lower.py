@@ -16,9 +16,9 @@ from fourfold.backends.collectives import Axis, conversion_words, convert
 from fourfold.backends.emit import Local, emit, local_shape
 from fourfold.ir.conversion import conversion
 from fourfold.ir.graph import Block, Node
-from fourfold.ir.ops import rule_for
 from fourfold.ir.plan import Layout
 from fourfold.ir.rule import WHOLE, Q, State
+from fourfold.ir.states import states_of, stored
 
 MIXERS = ("attention", "loss")
 
@@ -58,19 +58,6 @@ class Lowered:
     outputs: tuple[str, ...]
 
 
-def states_of(block: Block, layout: Layout) -> tuple[dict[str, State], dict[str, tuple[State, ...]]]:
-    """The state each value is made in, and the states each node needs its inputs in."""
-    values = block.values()
-    made = {name: State.parse(layout.states.get(name, "R")) for name in block.inputs}
-    needs = {}
-    for node in block.nodes:
-        cut = layout.cuts.get(node.name, WHOLE)
-        rule = rule_for(node, values, cut)
-        made[node.name] = rule.gives(cut)
-        needs[node.name] = rule.needs(cut)
-    return made, needs
-
-
 def lower(block: Block, layout: Layout, axis: Axis, device: torch.device, *, training: bool = True) -> Lowered:
     """The steps of `block` under `layout` on this rank's place of the tensor axis; dropout acts in training only."""
     return _Lowering(block, layout, axis, device, training).run()
@@ -99,8 +86,8 @@ class _Lowering:
                 steps.append(region)
             steps += [self._mixer(n) for n in self.block.nodes if n.op in MIXERS and self.stage[n.name] == k + 1]
         outputs = tuple(self._key(name, self._output_state(name)) for name in self.block.outputs)
-        stored = {p: self._stored(p) for p in self.block.parameters}
-        return Lowered(self.block, tuple(steps), stored, self.partial, outputs)
+        places = {p: stored(self.block, p, self.needs) for p in self.block.parameters}
+        return Lowered(self.block, tuple(steps), places, self.partial, outputs)
 
     def _stages(self) -> dict[str, int]:
         """Region index of each node; a mixer and its readers come one later than what it reads."""
@@ -134,11 +121,6 @@ class _Lowering:
         users = self._users()
         trainable = [p for p, value in self.block.parameters.items() if value.grad]
         return [p for p in trainable if {s for _, s in users.get(p, [])} == {Q}]
-
-    def _stored(self, name: str) -> State:
-        cuts = {s for _, s in self._users().get(name, []) if s.kind == "S"}
-        assert len(cuts) <= 1, f"{name} is needed cut in two ways: {cuts}"
-        return cuts.pop() if cuts else State("R")
 
     def _wanted(self) -> dict[int, list[tuple[str, State]]]:
         """For each stage, the (value, state) pairs that stage must make available to later ones."""

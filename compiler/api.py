@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import lcm
 from pathlib import Path
 
 import torch
@@ -12,18 +10,17 @@ from torch import nn
 
 from fourfold.backends.program import Options, Program
 from fourfold.compiler.capture import capture
+from fourfold.compiler.pipeline import planned
 from fourfold.hardware import load
-from fourfold.hardware.errors import InfeasibleError, ModelError, UsageError
+from fourfold.hardware.errors import ModelError, UsageError
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Answer
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Optimizer, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.repairs import infeasible
-from fourfold.passes.search import Search, check_tensor_pin
 
-BUCKET = 128
-"""Token counts are padded to multiples of this, and of tp."""
+BUCKET, SMALL_BUCKET = 128, 8
+"""Token counts are padded to multiples of this (the small one on a CPU) and of tp."""
 
 
 def plan(
@@ -42,7 +39,9 @@ def plan(
     """
     machine = load(hardware) if isinstance(hardware, str) else hardware
     graph = capture(model, getattr(torch, precision.compute))
-    return plan_graph(graph, workload, machine=machine, optimizer=optimizer, precision=precision, pins=pins or {}, top=top)
+    return plan_graph(
+        graph, workload, machine=machine, optimizer=optimizer, precision=precision, pins=pins or {}, top=top
+    )
 
 
 def plan_graph(
@@ -56,26 +55,18 @@ def plan_graph(
     top: int = 3,
 ) -> Answer:
     """`plan` for a graph that is already captured."""
-    pins = dict(pins or {})
     kept = optimizer if isinstance(optimizer, Optimizer) else Optimizer.named(optimizer)
-    bucket = lcm(BUCKET, int(pins.get("tp", 1))) if machine.device.vendor != "cpu" else lcm(8, int(pins.get("tp", 1)))
-    start = Plan(graph, machine.snapshot(), workload, precision=precision, optimizer=kept, pins=pins, bucket=bucket)
-    if "tp" in pins:
-        check_tensor_pin(graph, int(pins["tp"]))
-    search = Search(machine, top)
-    answer = search(start)
-    if answer is None:
-        raise InfeasibleError(infeasible(start, machine, tuple(search.refused)))
-    return replace(answer, pins=_pin_costs(start, machine, answer))
-
-
-def _pin_costs(start: Plan, machine: Machine, answer: Answer) -> dict[str, float]:
-    """Seconds each pin adds to a step: the step with all pins less the step without that one."""
-    found = {}
-    for name in start.pins:
-        free = Search(machine, 0)(replace(start, pins={k: v for k, v in start.pins.items() if k != name}))
-        found[name] = answer.estimate.step - free.estimate.step if free else 0.0
-    return found
+    bucket = SMALL_BUCKET if machine.device.vendor == "cpu" else BUCKET
+    start = Plan(
+        graph,
+        machine.snapshot(),
+        workload,
+        precision=precision,
+        optimizer=kept,
+        pins=dict(pins or {}),
+        bucket=bucket,
+    )
+    return planned(start, machine, top=top)
 
 
 def compile(
@@ -95,10 +86,15 @@ def compile(
             raise UsageError("compile() needs a plan, or a workload and a hardware name to make one")
         plan = globals()["plan"](model, workload, hardware=hardware)
     chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
-    graph = capture(model, getattr(torch, chosen.precision.compute))
-    if graph.fingerprint != chosen.graph.fingerprint:
-        raise ModelError(_another_model(chosen.graph, graph))
-    return Program(model, chosen, graph, options or Options())
+    return Program(model, chosen, graph_for(model, chosen), options or Options())
+
+
+def graph_for(model: nn.Module, plan: Plan) -> Graph:
+    """The model's graph, in the plan's precision. Raises ModelError when the plan was made for another model."""
+    graph = capture(model, getattr(torch, plan.precision.compute))
+    if graph.fingerprint != plan.graph.fingerprint:
+        raise ModelError(_another_model(plan.graph, graph))
+    return graph
 
 
 def _another_model(planned: Graph, given: Graph) -> str:
@@ -107,5 +103,7 @@ def _another_model(planned: Graph, given: Graph) -> str:
     for name in (*a, *b):
         if a.get(name) != b.get(name):
             shapes = (f"{list(x[name].shape)}" if name in x else "absent" for x in (a, b))
-            return "the plan is for another model: {} is {} in the plan and {} in this model; plan again".format(name, *shapes)
+            return "the plan is for another model: {} is {} in the plan and {} in this model; plan again".format(
+                name, *shapes
+            )
     return f"the plan is for another {planned.name}: the parameters agree and the computation differs; plan again"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from fourfold.ir.graph import TOKENS
@@ -102,6 +103,7 @@ def divides(n: int, size: int) -> bool:
     return size == TOKENS or (size % n == 0 and size >= n)
 
 
+@lru_cache(maxsize=4096)
 def bind(line: str, shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...], *, linear: bool = False) -> Rule:
     """The rule of `line` on these input shapes; dims of size 1 that broadcast lose their label."""
     left, right = (part.strip() for part in line.split("->"))

@@ -17,6 +17,9 @@ from fourfold.hardware.errors import InfeasibleError
 
 Pair = tuple[str, str]
 
+LARGEST = 1e6
+"""What the dearest choice costs in the solver's own unit."""
+
 
 class Flow:
     """Collects nodes, edges and shared moves, then solves once."""
@@ -39,11 +42,6 @@ class Flow:
         """Allowed option pairs of an edge, each with the (made, needed) states it means."""
         self._edges[source, target, key] = dict(allowed)
 
-    def pairs(self, source: str, targets: list[tuple[str, str]]) -> tuple[Pair, ...]:
-        """All (made, needed) states that occur on these edges."""
-        found = (pair for t, key in targets for pair in self._edges[source, t, key].values())
-        return tuple(dict.fromkeys(found))
-
     def shared(self, source: str, targets: list[tuple[str, str]], price: Mapping[Pair, float]) -> None:
         """Each (made, needed) move of a value is paid once, if any of its readers needs it."""
         if price:
@@ -61,56 +59,71 @@ class Flow:
         return chosen, total
 
     def _solve(self, engine: str, *, integer: bool) -> tuple[dict[str, str], float, bool]:
-        solver = pywraplp.Solver.CreateSolver(engine)
-        program = _Program(solver, integer)
+        program = _Program(pywraplp.Solver.CreateSolver(engine), integer, self._unit())
         for name, options in self._nodes.items():
             program.node(name, options)
         for (source, target, key), allowed in self._edges.items():
-            program.edge(source, target, key, allowed, self._nodes)
+            program.edge((source, target, key), allowed, self._nodes)
         for source, targets, price in self._shared:
             program.shared(source, targets, price, self._edges)
         for a, b in self._equal:
             for option in self._nodes[a]:
-                solver.Add(program.x[a, option] == program.x[b, option])
-        solver.Minimize(solver.Sum(program.cost))
-        with _quiet():
-            status = solver.Solve()
-        if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
-            raise InfeasibleError("no assignment of cuts satisfies the rules and pins on the tensor axis")
-        values = {key: variable.solution_value() for key, variable in program.x.items()}
+                program.row(0.0, {program.x[a, option]: 1.0, program.x[b, option]: -1.0})
+        values, total = program.solve()
         chosen = {name: max(options, key=lambda o: values[name, o]) for name, options in self._nodes.items()}
         fractional = any(1e-6 < value < 1 - 1e-6 for value in values.values())
-        return chosen, solver.Objective().Value() / _SCALE, fractional
+        return chosen, total, fractional
 
-
-_SCALE = 1e6
-"""Seconds are solved as microseconds: GLOP's tolerances are absolute."""
+    def _unit(self) -> float:
+        """Seconds that the solver counts as one: its tolerances are absolute, so the dearest option is always a million."""
+        found = [seconds for options in self._nodes.values() for seconds in options.values()]
+        found += [seconds for _, _, price in self._shared for seconds in price.values()]
+        return max(found, default=0.0) / LARGEST or 1.0
 
 
 class _Program:
-    """The variables of one solve."""
+    """The variables of one solve. Rows are set coefficient by coefficient: expressions take ten times as long."""
 
-    def __init__(self, solver: Any, integer: bool) -> None:
-        self.solver, self.integer = solver, integer
+    def __init__(self, solver: Any, integer: bool, unit: float) -> None:
+        self.solver, self.integer, self.unit = solver, integer, unit
+        self.objective = solver.Objective()
+        self.objective.SetMinimization()
         self.x: dict[Pair, Any] = {}
         self.e: dict[tuple[str, str, str, Pair], Any] = {}
-        self.cost: list[Any] = []
+
+    def solve(self) -> tuple[dict[Pair, float], float]:
+        """The value of each option, and the total in seconds. Raises InfeasibleError."""
+        with _quiet():
+            status = self.solver.Solve()
+        if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+            raise InfeasibleError("no assignment of cuts satisfies the rules and pins on the tensor axis")
+        return {key: variable.solution_value() for key, variable in self.x.items()}, self.objective.Value() * self.unit
+
+    def row(self, total: float, terms: Mapping[Any, float], *, least: float | None = None) -> None:
+        """least <= sum of coefficient x variable <= total; equal where `least` is not given."""
+        row = self.solver.Constraint(total if least is None else least, total)
+        for variable, coefficient in terms.items():
+            row.SetCoefficient(variable, coefficient)
 
     def node(self, name: str, options: Mapping[str, float]) -> None:
-        make = self.solver.BoolVar if self.integer else lambda n: self.solver.NumVar(0.0, 1.0, n)
+        """One option a node."""
         for option, seconds in options.items():
-            self.x[name, option] = make("")
-            if seconds:
-                self.cost.append(self.x[name, option] * (seconds * _SCALE))
-        self.solver.Add(self.solver.Sum([self.x[name, o] for o in options]) == 1)
+            self.x[name, option] = variable = self.solver.Var(0.0, 1.0, self.integer, "")
+            self.objective.SetCoefficient(variable, seconds / self.unit)
+        self.row(1.0, {self.x[name, option]: 1.0 for option in options})
 
-    def edge(self, source: str, target: str, key: str, allowed: Mapping[Pair, Pair], nodes: Mapping[str, Mapping[str, float]]) -> None:
-        found = {pair: self.solver.NumVar(0.0, 1.0, "") for pair in allowed}
-        for a in nodes[source]:
-            self.solver.Add(self.solver.Sum([v for p, v in found.items() if p[0] == a]) == self.x[source, a])
-        for b in nodes[target]:
-            self.solver.Add(self.solver.Sum([v for p, v in found.items() if p[1] == b]) == self.x[target, b])
-        self.e.update({(source, target, key, pair): v for pair, v in found.items()})
+    def edge(
+        self, edge: tuple[str, str, str], allowed: Mapping[Pair, Pair], nodes: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Pairs whose marginals are the options at both ends."""
+        source, target, _ = edge
+        rows = {(0, a): {self.x[source, a]: -1.0} for a in nodes[source]}
+        rows |= {(1, b): {self.x[target, b]: -1.0} for b in nodes[target]}
+        for pair in allowed:
+            self.e[*edge, pair] = variable = self.solver.Var(0.0, 1.0, False, "")
+            rows[0, pair[0]][variable] = rows[1, pair[1]][variable] = 1.0
+        for terms in rows.values():
+            self.row(0.0, terms)
 
     def shared(
         self,
@@ -119,13 +132,18 @@ class _Program:
         price: Mapping[Pair, float],
         edges: Mapping[tuple[str, str, str], Mapping[Pair, Pair]],
     ) -> None:
+        """One payment a move, at least what any reader uses of it."""
+        paid = {}
         for states, seconds in price.items():
-            paid = self.solver.NumVar(0.0, 1.0, "")
-            for target, key in targets:
-                terms = [self.e[source, target, key, p] for p, s in edges[source, target, key].items() if s == states]
-                if terms:
-                    self.solver.Add(self.solver.Sum(terms) <= paid)
-            self.cost.append(paid * (seconds * _SCALE))
+            paid[states] = self.solver.Var(0.0, 1.0, False, "")
+            self.objective.SetCoefficient(paid[states], seconds / self.unit)
+        for target, key in targets:
+            used: dict[Pair, dict[Any, float]] = {}
+            for pair, states in edges[source, target, key].items():
+                if states in paid:
+                    used.setdefault(states, {paid[states]: -1.0})[self.e[source, target, key, pair]] = 1.0
+            for terms in used.values():
+                self.row(0.0, terms, least=-self.solver.infinity())
 
 
 @contextmanager

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, prod
 
-from fourfold.costmodel.collective import collective_time
-from fourfold.costmodel.kernel import peak_rate, stream_time
+from fourfold.costmodel.collective import Op, collective_time
+from fourfold.costmodel.kernel import chore_time, peak_rate, stream_time
 from fourfold.costmodel.memory import (
+    Band,
     Memory,
     activation_memory,
-    attention_workspace,
     communicator_memory,
     library_workspace,
     logits_memory,
     peak,
-    shard_elements,
 )
-from fourfold.costmodel.state import Held, Widths, backward_memory, shard_size, state_memory, update_memory
-from fourfold.hardware.machine import Crossing, Overlap
+from fourfold.costmodel.state import Held, State, Widths, backward_memory, state_memory, update_memory
+from fourfold.hardware.machine import Chore, Crossing, Overlap
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Estimate
-from fourfold.ir.graph import Graph
-from fourfold.ir.plan import SIZES, Plan
-from fourfold.passes.seconds import RATES, Load, Seconds, Times
-from fourfold.passes.steps import CallCost, step_time
-from fourfold.passes.work import BlockWork, logits_width, model_flops, work
+from fourfold.ir.graph import Block, Graph, Node
+from fourfold.ir.ops import op_of, rule_for
+from fourfold.ir.plan import RECOMPUTE, SIZES, Layout, Plan
+from fourfold.ir.rule import WHOLE
+from fourfold.passes.held import held
+from fourfold.passes.load import load_of
+from fourfold.passes.seconds import RATES, Seconds, Times
+from fourfold.passes.steps import CallCost, StepTime, floor, step_time
+from fourfold.passes.work import ELEMENTWISE, KINDS, BlockWork, Laid, work
 
 CHUNK = 2048
 """Tokens whose logits the fused loss holds at once (backends/engine.py)."""
+
+EXCHANGES = 3
+"""What all ranks tell each other in a step: a digest of the batch, the loss, the norm of the gradients."""
 
 CLIPPED = 12.0
 """Bytes a parameter that gradient clipping moves: one read for the norm, one read and write to scale."""
 
 
-def load_of(plan: Plan) -> Load:
-    """The fullest rank's micro-step: balanced tokens and pairs, never less than the longest sequence."""
-    workload, share = plan.workload, plan.mesh.pool * plan.micro_steps
-    tokens = max(workload.longest, ceil(workload.tokens / share))
-    longest = workload.longest * (workload.longest + 1) / 2
-    squares = sum(count * length * length for length, count in workload.lengths)
-    return Load(rounded(tokens, plan.bucket), max(longest, workload.pairs / share), squares / workload.tokens)
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The product that makes logits: rows of the vocabulary on one tensor rank, width, bytes of an element."""
 
-
-def rounded(tokens: int, bucket: int) -> int:
-    """`tokens` padded to whole buckets."""
-    return -(-tokens // bucket) * bucket
+    vocabulary: int
+    width: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ class Priced:
 
     plan: Plan
     machine: Machine
-    blocks: Mapping[str, BlockWork] | None = None
+    laid: Mapping[str, Laid]
+    work: Mapping[str, BlockWork]
 
     @cached_property
-    def work(self) -> Mapping[str, BlockWork]:
-        """The work of each block for one micro-step."""
-        return self.blocks or work(self.plan.graph, self.plan.layouts, seconds_of(self.plan, self.machine))
+    def modes(self) -> tuple[str, ...]:
+        """The recompute mode of every call."""
+        return self.plan.recompute or (RECOMPUTE[0],) * len(self.plan.graph.calls)
 
     @cached_property
     def pool(self) -> Crossing:
@@ -73,131 +76,172 @@ class Priced:
         """How compute and collectives slow each other."""
         return self.machine.calibration.overlap if self.machine.calibration else Overlap()
 
-    def collective(self, op: str, size: float) -> float:
-        """One collective over the pool."""
-        return collective_time(op, size, self.pool, calibration=self.machine.calibration, group=self.machine.group)  # type: ignore[arg-type]
-
-    def calls(self) -> list[CallCost]:
+    @cached_property
+    def calls(self) -> tuple[CallCost, ...]:
         """The cost of every call in order."""
-        precision, zero = self.plan.precision, self.plan.zero
-        found = []
-        for call, how in zip(self.plan.graph.calls, self._recompute(), strict=True):
-            block = self.work[call.block]
-            gathered = block.held * SIZES[precision.compute]
-            reduced = block.trained * SIZES[precision.reduce]
-            gather = self.collective("all_gather", gathered) if zero and gathered else 0.0
-            reduce = self.collective("reduce_scatter" if zero else "all_reduce", reduced) if reduced else 0.0
-            found.append(CallCost(block.total, block.tensor, block.replay(how), gather, reduce))
-        return found
+        found = {
+            (block, mode): self._call(block, mode)
+            for block, mode in dict.fromkeys(zip(self._blocks(), self.modes, strict=True))
+        }
+        return tuple(found[key] for key in zip(self._blocks(), self.modes, strict=True))
 
-    def _recompute(self) -> tuple[str, ...]:
-        return self.plan.recompute or ("none",) * len(self.plan.graph.calls)
-
-    def optimizer_seconds(self) -> float:
-        """Clipping and the update of this rank's shard: each number read and written once."""
-        state = self.plan.optimizer.state
-        size = self.held.trainable_shard * (3.0 * SIZES[self.plan.precision.parameter] + 2.0 * state + CLIPPED)
+    @cached_property
+    def optimizer(self) -> float:
+        """Seconds of clipping and of the update of this rank's shard: each number read and written once."""
+        width, state = SIZES[self.plan.precision.parameter], self.plan.optimizer.state
+        size = self.held.trainable_shard * (3.0 * width + 2.0 * state + CLIPPED)
+        update = self.machine.device.update
+        if update is not None:
+            tensors = sum(value.grad for _, value in self.plan.graph.parameters())
+            return tensors * update.overhead + size / update.rate
         return stream_time(size, self.machine.device) if size else 0.0
+
+    @cached_property
+    def talk(self) -> float:
+        """Seconds of the small exchanges of a step between all ranks, where they hold the program up."""
+        if not self.blocking:
+            return 0.0
+        everyone = self.machine.crossing(tuple(range(self.plan.mesh.ranks)))
+        known, group = self.machine.calibration, self.machine.group
+        return EXCHANGES * collective_time("all_reduce", 8.0, everyone, calibration=known, group=group)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether a collective holds up the program that starts it."""
+        return self.machine.device.collectives == "gloo"
+
+    @cached_property
+    def floor(self) -> float:
+        """Seconds that the step cannot go below, whatever overlaps: cheap, and what the search prunes by."""
+        return floor(self.calls, micro_steps=self.plan.micro_steps, optimizer=self.optimizer + self.talk)
 
     @cached_property
     def held(self) -> Held:
         """Parameter elements of one rank by unit."""
-        shard = shard_size(zero=self.plan.zero, pool=self.plan.mesh.pool)
-        graph, counts = self.plan.graph, self.plan.graph.counts
-        shared = _shared(graph)
-        total = dict.fromkeys(("trained", "trained_shard", "frozen", "frozen_shard", "root", "root_trained"), 0)
-        for name, block in self.work.items():
-            for (shape, grad), parameter in zip(block.shapes, graph.blocks[name].parameters, strict=True):
-                times = 0 if shared.get((name, parameter)) == "again" else counts[name]
-                elements, kept = _product(shape) * times, shard_elements(shape, shard) * times
-                kind = "trained" if grad else "frozen"
-                total[kind] += elements
-                total[f"{kind}_shard"] += kept
-                if shared.get((name, parameter)):
-                    total["root"] += elements
-                    total["root_trained"] += elements if grad else 0
-        return Held(
-            trainable=total["trained"],
-            trainable_shard=total["trained_shard"],
-            block=max(b.held for b in self.work.values()),
-            block_trainable=max(b.trained for b in self.work.values()),
-            root=total["root"],
-            root_trainable=total["root_trained"],
-            frozen=total["frozen"],
-            frozen_shard=total["frozen_shard"],
-        )
+        return held(self.plan, self.laid)
+
+    @cached_property
+    def kept(self) -> tuple[float, float]:
+        """Bytes of activations one micro-step keeps, and those that the largest recomputed block brings back."""
+        counted = Counter(zip(self._blocks(), self.modes, strict=True))
+        saved = sum(count * self.work[block].kept[mode] for (block, mode), count in counted.items())
+        again = (self.work[block].kept["none"] for block, mode in counted if mode != "none")
+        return saved, max(again, default=0.0)
 
     def memory(self) -> Memory:
         """The fullest moment of a step on one rank."""
-        plan, precision = self.plan, self.plan.precision
-        widths = Widths(SIZES[precision.parameter], SIZES[precision.compute], SIZES[precision.reduce], int(plan.optimizer.state))
-        state = state_memory(self.held, widths, zero=plan.zero, pool=plan.mesh.pool, micro_steps=plan.micro_steps)
-        communicators = communicator_memory((plan.mesh.pool > 1) + (plan.mesh.tp > 1), self.machine.device)
-        modes = self._recompute()
-        kept = [self.work[c.block].kept[how] for c, how in zip(plan.graph.calls, modes, strict=True)]
-        again = [self.work[c.block].kept["none"] for c, how in zip(plan.graph.calls, modes, strict=True) if how != "none"]
-        largest = max(b.kept["none"] for b in self.work.values())
-        vocabulary, width, size = logits_width(plan.graph)
-        share = plan.mesh.tp if vocabulary % plan.mesh.tp == 0 else 1
-        gradient = 4.0 * vocabulary * width / share
-        backward = backward_memory(
-            state,
-            activations=activation_memory(saved=sum(kept) + gradient, replayed=max(again, default=0.0), working=largest),
-            logits=logits_memory(chunk=CHUNK, vocabulary=vocabulary // share, width=size),
-            workspace=library_workspace(self.machine.device) + self._attention_workspace(),
-            communicators=communicators,
-        )
-        return peak(backward, update_memory(state, communicators=communicators))
+        return self.memory_with(*self.kept)
 
-    def _attention_workspace(self):  # type: ignore[no-untyped-def]
-        for block in self.plan.graph.blocks.values():
-            for node in block.nodes:
-                if node.op == "attention":
-                    _, heads, _, width = block.value(node.refs()[0]).shape
-                    kv_heads = block.value(node.refs()[1]).shape[1]
-                    return attention_workspace(
-                        tokens=load_of(self.plan).tokens, heads=heads, kv_heads=kv_heads, head_dim=width, width=SIZES[node.value.dtype]
-                    ) * (1.0 / self.plan.mesh.tp)
-        return library_workspace(self.machine.device) * 0.0
+    def memory_with(self, saved: float, replayed: float) -> Memory:
+        """The same if activations took these bytes."""
+        head, device = self.head, self.machine.device
+        working = max(block.kept["none"] for block in self.work.values())
+        # The loss makes the gradient of its weight in forward, in float32.
+        gradient = 4.0 * head.vocabulary * head.width
+        backward = backward_memory(
+            self._state,
+            activations=activation_memory(saved=saved + gradient, replayed=replayed, working=working),
+            logits=logits_memory(chunk=CHUNK, vocabulary=head.vocabulary, width=head.size),
+            workspace=library_workspace(device) + Band(0.0, max(block.scratch for block in self.work.values())),
+            communicators=self._communicators,
+        )
+        return peak(backward, update_memory(self._state, communicators=self._communicators))
+
+    @cached_property
+    def head(self) -> Head:
+        """The model's last product, as this rank holds it."""
+        name, block, node = next((n, b, node) for n, b, node in _nodes(self.plan.graph) if node.op == "loss")
+        values = block.values()
+        width = values[node.refs()[0]].shape[-1]
+        weight = values[node.refs()[1]]
+        cut = self.plan.layouts.get(name, Layout()).cuts.get(node.name, WHOLE)
+        share = self.plan.mesh.tp if cut in rule_for(node, values, cut).reduced else 1
+        return Head(prod(weight.shape) // width // share, width, SIZES[weight.dtype])
 
     def estimate(self) -> Estimate:
         """Time, memory and MFU of one step."""
-        plan = self.plan
-        step, exposed = step_time(
-            self.calls(), zero=plan.zero, micro_steps=plan.micro_steps, optimizer=self.optimizer_seconds(), overlap=self.overlap
+        plan, device = self.plan, self.machine.device
+        step = step_time(
+            self.calls,
+            zero=plan.zero,
+            micro_steps=plan.micro_steps,
+            optimizer=self.optimizer + self.talk,
+            overlap=self.overlap,
+            blocking=self.blocking,
         )
         flops = model_flops(plan.graph, plan.workload.tokens, plan.workload.pairs)
-        peak_flops = peak_rate(RATES[plan.precision.compute], self.machine.device) * plan.mesh.ranks
-        device = self.machine.device
+        peak_flops = peak_rate(RATES[plan.precision.compute], device) * plan.mesh.ranks
         return Estimate(
-            step=step,
-            parts=self._parts(step, exposed),
+            step=step.seconds,
+            parts=tuple((name, seconds) for name, seconds in self._parts(step) if seconds > 0),
             memory={name: (band.low, band.high) for name, band in self.memory().parts() if band.high > 0},
             limit=device.usable - device.reserve,
             flops=flops,
-            mfu=flops / step / peak_flops,
+            mfu=flops / step.seconds / peak_flops,
             tokens=plan.workload.tokens,
             ranks=plan.mesh.ranks,
         )
 
-    def _parts(self, step: float, exposed: float) -> tuple[tuple[str, float], ...]:
-        """Where the step's time goes; exposed communication is split between the tensor axis and the pool."""
-        m, counts = self.plan.micro_steps, self.plan.graph.counts
-        rows = []
-        for kind in ("products", "attention", "loss", "elementwise"):
-            times = [self.work[b].compute[kind] for b in self.plan.graph.blocks]
-            rows.append((kind, m * sum(counts[b] * (t.forward + t.backward) for b, t in zip(self.plan.graph.blocks, times, strict=True))))
-        replays = [self.work[c.block].replay(how) for c, how in zip(self.plan.graph.calls, self._recompute(), strict=True)]
-        tensor = m * sum(counts[b] * (w.tensor.forward + w.tensor.backward) for b, w in self.work.items())
-        tensor += m * sum(r.backward for r in replays)
-        rows += [
-            ("recompute", m * sum(r.forward for r in replays)),
-            ("tensor communication", tensor),
-            ("data communication", max(0.0, exposed - tensor)),
-            ("optimizer", self.optimizer_seconds()),
-        ]
-        rest = step - sum(seconds for _, seconds in rows)
-        return (*((name, s) for name, s in rows if s > 0), ("slowed by overlap", max(0.0, rest)))
+    def _parts(self, step: StepTime) -> Iterator[tuple[str, float]]:
+        """Where the step's time goes: they sum to it. What is exposed beside the tensor axis is the pool's."""
+        times = self.plan.micro_steps
+        idle = self.talk + times * len(self.calls) * (self._idle.forward + self._idle.backward)
+        computed = self.optimizer + idle
+        for kind in (*KINDS.values(), ELEMENTWISE):
+            done = [self.work[block].compute[kind] for block in self._blocks()]
+            seconds = times * sum(t.forward + t.backward for t in done)
+            computed += seconds
+            yield kind, seconds
+        replayed = times * sum(call.replay.compute for call in self.calls)
+        tensor = [call.tensor.forward + call.tensor.backward + call.replay.communication for call in self.calls]
+        crossing = times * sum(tensor)
+        yield "recompute", replayed
+        yield "tensor communication", crossing
+        yield "data communication", step.exposed - crossing
+        yield "optimizer", self.optimizer
+        yield "program", idle
+        yield "slowed by overlap", step.computing - computed - replayed
+
+    def _blocks(self) -> Iterator[str]:
+        return (call.block for call in self.plan.graph.calls)
+
+    def _call(self, name: str, mode: str) -> CallCost:
+        precision, zero = self.plan.precision, self.plan.zero
+        laid, block = self.laid[name], self.work[name]
+        gathered, reduced = laid.held * SIZES[precision.compute], laid.trained * SIZES[precision.reduce]
+        gather = self._collective("all_gather", gathered) if zero and gathered else 0.0
+        reduce = self._collective("reduce_scatter" if zero else "all_reduce", reduced) if reduced else 0.0
+        if gathered:
+            gather += self._chore(self.machine.device.gather, gathered)
+        if reduced:
+            reduce += self._chore(self.machine.device.reduce, reduced)
+        return CallCost(block.total + self._idle, block.tensor, block.replay(mode), gather, reduce)
+
+    @property
+    def _idle(self) -> Times:
+        """What the program does around each call, whether or not anything is gathered or reduced."""
+        chores = self.machine.device.gather, self.machine.device.reduce
+        return Times(*(chore.idle if chore else 0.0 for chore in chores))
+
+    def _chore(self, chore: Chore | None, size: float) -> float:
+        """Seconds of a chore beyond its idle part."""
+        return chore_time(size, chore) - chore.idle if chore else 0.0
+
+    def _collective(self, op: Op, size: float) -> float:
+        """One collective over the pool."""
+        calibration = self.machine.calibration
+        return collective_time(op, size, self.pool, calibration=calibration, group=self.machine.group)
+
+    @cached_property
+    def _state(self) -> State:
+        plan, p = self.plan, self.plan.precision
+        widths = Widths(SIZES[p.parameter], SIZES[p.compute], SIZES[p.reduce], ceil(plan.optimizer.state))
+        return state_memory(self.held, widths, zero=plan.zero, pool=plan.mesh.pool, micro_steps=plan.micro_steps)
+
+    @cached_property
+    def _communicators(self) -> Band:
+        mesh = self.plan.mesh
+        return communicator_memory((mesh.pool > 1) + (mesh.tp > 1), self.machine.device)
 
 
 def seconds_of(plan: Plan, machine: Machine) -> Seconds:
@@ -205,28 +249,33 @@ def seconds_of(plan: Plan, machine: Machine) -> Seconds:
     return Seconds(plan.graph, machine, machine.crossing(plan.mesh.group("tp")), load_of(plan))
 
 
+def priced(plan: Plan, machine: Machine) -> Priced:
+    """A plan with the parts of its price."""
+    seconds = seconds_of(plan, machine)
+    blocks = plan.graph.blocks.items()
+    laid = {name: Laid(block, plan.layouts.get(name, Layout()), plan.mesh.tp) for name, block in blocks}
+    return Priced(plan, machine, laid, {name: work(one, seconds) for name, one in laid.items()})
+
+
 def price(plan: Plan) -> Estimate:
     """The Estimate of a plan from its own profile snapshot: no model, no profile file is read."""
-    return Priced(plan, Machine.from_snapshot(plan.machine)).estimate()
+    return priced(plan, Machine.from_snapshot(plan.machine)).estimate()
 
 
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
+def model_flops(graph: Graph, tokens: int, pairs: float) -> float:
+    """Model FLOPs of one optimizer step: forward once, backward twice; causal attention by its pairs, half a square."""
+    total = 0.0
+    for name, block, node in _nodes(graph):
+        kind, count, values = op_of(node).kind, graph.counts[name], block.values()
+        if kind == "matmul":
+            total += count * 6.0 * rule_for(node, values, WHOLE).points(tokens)
+        if kind == "loss":
+            total += count * 6.0 * prod(values[node.refs()[1]].shape) * tokens
+        if kind == "attention":
+            _, heads, _, width = values[node.refs()[0]].shape
+            total += count * 12.0 * heads * width * pairs * (1 if dict(node.kwargs)["causal"] else 2)
     return total
 
 
-def _shared(graph: Graph) -> dict[tuple[str, str], str]:
-    """Parameters that several calls read: counted once, held by the root's unit. "again" marks later readers."""
-    first: dict[str, int] = {}
-    found: dict[tuple[str, str], str] = {}
-    for i, call in enumerate(graph.calls):
-        for name in graph.blocks[call.block].parameters:
-            full = call.fqn(name)
-            if first.setdefault(full, i) != i:
-                found[graph.calls[first[full]].block, name if name in graph.blocks[graph.calls[first[full]].block].parameters else name] = "first"
-                found[call.block, name] = "again"
-    return found
+def _nodes(graph: Graph) -> Iterator[tuple[str, Block, Node]]:
+    return ((name, block, node) for name, block in graph.blocks.items() for node in block.nodes)

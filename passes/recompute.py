@@ -1,80 +1,123 @@
-"""Which calls keep what their backward needs, and which compute it again, under the memory bound (CP-SAT)."""
+"""The pass that decides which calls keep what their backward needs, and which compute it again (CP-SAT)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 
 from ortools.sat.python import cp_model
 
 from fourfold.ir.graph import Graph
-from fourfold.ir.plan import RECOMPUTE
+from fourfold.ir.plan import RECOMPUTE, Decision, Plan
+from fourfold.passes.costs import Costs
+from fourfold.passes.price import Priced
 from fourfold.passes.work import BlockWork
 
 NANOSECOND = 1e9
-MEBIBYTE = 2**20
+UNBOUNDED = float(2**50)
+"""More bytes than any device has."""
+
+EXACT = 1e-7
+"""Share of a device's memory to which the room for activations is found."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChooseRecompute:
-    """Decides the recompute mode of every call.
+    """Decides the recompute mode of every call: none, regions (all but attention is done again) or full.
 
-    Given: the work of each block and `room`, the bytes activations may take. Minimises: seconds replayed in one
-    micro-step. Subject to: sum of kept bytes + the largest replayed block <= room. Equal calls are counted, not named:
-    one integer a block and mode. Source: Checkmate (arXiv 1910.02653) on whole blocks; regions as in design of the
-    attention-output-keeping recompute of Megatron-LM (arXiv 2205.05198).
+    Given: mesh, ZeRO stage, micro-steps, layouts. Minimises: seconds replayed in one micro-step. Subject to: kept bytes
+    plus the largest replayed block within what the device leaves to activations; where nothing is enough, the modes
+    that keep least. Equal calls are counted, not named: one integer a block and mode. Source: Checkmate (arXiv
+    1910.02653) on whole blocks; "regions" after the selective recompute of Megatron-LM (arXiv 2205.05198).
     """
 
-    work: Mapping[str, BlockWork]
-    room: float
-    only: str | None = None
+    costs: Costs
 
-    def __call__(self, graph: Graph) -> tuple[str, ...] | None:
-        """One mode a call, in order; None when not even "full" everywhere fits."""
-        counts = graph.counts
-        model = cp_model.CpModel()
-        many: dict[tuple[str, str], cp_model.IntVar] = {}
-        for block, count in counts.items():
-            for mode in RECOMPUTE:
-                top = count if self._allowed(block, mode, graph) else 0
-                many[block, mode] = model.new_int_var(0, top, f"{block} {mode}")
-            model.add(sum(many[block, mode] for mode in RECOMPUTE) == count)
-        replayed = model.new_int_var(0, 2**50, "replayed")
-        for (block, mode), number in many.items():
-            if mode != "none":
-                used = model.new_bool_var("")
-                model.add(number <= counts[block] * used)
-                model.add(replayed >= self._mib(block, "none") * used)
-        kept = sum(number * self._mib(block, mode) for (block, mode), number in many.items())
-        model.add(kept + replayed <= max(0, int(self.room // MEBIBYTE)))
-        model.minimize(sum(number * self._nanoseconds(block, mode) for (block, mode), number in many.items()))
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.max_deterministic_time = 1.0
-        if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return None
-        left = {key: solver.value(number) for key, number in many.items()}
-        return tuple(_take(left, call.block) for call in graph.calls)
+    def __call__(self, plan: Plan) -> Plan:
+        """The plan with a mode for every call."""
+        priced, only = self.costs.priced(plan), plan.pins.get("recompute")
+        if only is None and priced.memory().fits(self.costs.machine.device):
+            return replace(plan, recompute=(RECOMPUTE[0],) * len(plan.graph.calls))
+        allowed = {name: _modes(plan.graph, name, only) for name in plan.graph.blocks}
+        counts = choose(priced.work, plan.graph.counts, allowed, room_for_activations(priced))
+        if counts is None:
+            least = {name: min(modes, key=lambda m: priced.work[name].kept[m]) for name, modes in allowed.items()}
+            return replace(plan, recompute=tuple(least[call.block] for call in plan.graph.calls))
+        return replace(plan, recompute=tuple(_take(counts, call.block) for call in plan.graph.calls))
 
-    def _allowed(self, block: str, mode: str, graph: Graph) -> bool:
-        """Recompute is for blocks with attention; a forced mode leaves no choice there."""
-        mixes = any(node.op == "attention" for node in graph.blocks[block].nodes)
-        if not mixes:
-            return mode == "none"
-        return self.only is None or mode == self.only
+    def decisions(self, plan: Plan) -> Iterator[Decision]:
+        """What was chosen, and the seconds of a step with one mode everywhere; "(does not fit)" where it does not."""
+        modes = plan.recompute
+        counted = ", ".join(f"{mode} in {modes.count(mode)} calls" for mode in RECOMPUTE if mode in modes)
+        over = []
+        for mode in RECOMPUTE:
+            each = {name: _modes(plan.graph, name, mode)[0] for name in plan.graph.blocks}
+            same = self.costs.priced(replace(plan, recompute=tuple(each[call.block] for call in plan.graph.calls)))
+            words = mode if same.memory().fits(self.costs.machine.device) else f"{mode} (does not fit)"
+            over.append((f"{words} everywhere", same.estimate().step))
+        yield Decision("ChooseRecompute", "recompute", counted, tuple(over))
 
-    def _mib(self, block: str, mode: str) -> int:
-        return int(-(-self.work[block].kept[mode] // MEBIBYTE))
 
-    def _nanoseconds(self, block: str, mode: str) -> int:
-        again = self.work[block].replay(mode)
-        return int((again.forward + again.backward) * NANOSECOND)
+def room_for_activations(priced: Priced) -> float:
+    """Bytes that activations may take, kept and brought back together: the most with which the device is not overfull.
+
+    By bisection, as what activations push aside (gradients that appear only as they are given back) bends the sum.
+    Zero where nothing would help.
+    """
+    device = priced.machine.device
+    low, high = 0.0, device.usable
+    if not priced.memory_with(low, 0.0).fits(device):
+        return 0.0
+    while high - low > EXACT * device.usable:
+        middle = (low + high) / 2
+        low, high = (middle, high) if priced.memory_with(middle, 0.0).fits(device) else (low, middle)
+    return low
+
+
+def choose(
+    work: Mapping[str, BlockWork], counts: Mapping[str, int], allowed: Mapping[str, tuple[str, ...]], room: float
+) -> dict[tuple[str, str], int] | None:
+    """How many calls of each block run in each mode; None when no modes fit `room`."""
+    model = cp_model.CpModel()
+    many: dict[tuple[str, str], cp_model.IntVar] = {}
+    for block, count in counts.items():
+        for mode in allowed[block]:
+            many[block, mode] = model.new_int_var(0, count, f"{block} {mode}")
+        model.add(sum(many[block, mode] for mode in allowed[block]) == count)
+    replayed = model.new_int_var(0, int(UNBOUNDED), "replayed")
+    for (block, mode), number in many.items():
+        if mode != "none":
+            used = model.new_bool_var("")
+            model.add(number <= counts[block] * used)
+            model.add(replayed >= ceil(work[block].kept["none"]) * used)
+    kept = sum(number * ceil(work[block].kept[mode]) for (block, mode), number in many.items())
+    model.add(kept + replayed <= int(room))
+    model.minimize(sum(number * _nanoseconds(work[block], mode) for (block, mode), number in many.items()))
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_deterministic_time = 1.0
+    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None
+    return {key: solver.value(number) for key, number in many.items()}
+
+
+def _modes(graph: Graph, block: str, only: str | int | None) -> tuple[str, ...]:
+    """Only blocks with attention recompute: the few others hold little. A pinned mode leaves them no choice."""
+    if not any(node.op == "attention" for node in graph.blocks[block].nodes):
+        return RECOMPUTE[:1]
+    return RECOMPUTE if only is None else (str(only),)
+
+
+def _nanoseconds(work: BlockWork, mode: str) -> int:
+    again = work.replay(mode)
+    return round((again.compute + again.communication) * NANOSECOND)
 
 
 def _take(left: dict[tuple[str, str], int], block: str) -> str:
     """The next mode of a block's calls: those that keep least come first, where activations wait longest."""
     for mode in reversed(RECOMPUTE):
-        if left[block, mode]:
+        if left.get((block, mode)):
             left[block, mode] -= 1
             return mode
     raise AssertionError(f"more calls of {block} than modes")

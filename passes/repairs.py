@@ -2,68 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 
 from fourfold.hardware import load
 from fourfold.hardware.errors import FourfoldError, ProfileError
 from fourfold.hardware.topology import Machine
-from fourfold.ir.answer import Refusal
+from fourfold.ir.answer import Answer, Refusal
 from fourfold.ir.plan import Optimizer, Plan
 from fourfold.ir.workload import Workload
-from fourfold.passes.search import Search
+
+Try = Callable[[Plan, Machine], Answer | None]
+"""Plans on a machine, or None where nothing fits."""
+
+SHOWN = 5
+"""Refused meshes in the message; the rest are counted."""
+
+SHORTEST = 256
+FACTORS = (2, 4, 8, 16, 32, 64)
+
+SMALL_STATE = 2.0
+"""Bytes a parameter of an optimizer that keeps its two moments in 8 bits."""
 
 
-def infeasible(plan: Plan, machine: Machine, refused: tuple[Refusal, ...]) -> str:
-    """The message of the InfeasibleError: every mesh with its reason, then the repairs that work."""
-    rows = "; ".join(f"{r.mesh}: {r.reason}" for r in refused[:6])
-    works = list(repairs(plan, machine))
-    advice = " or ".join(f"{text} ({seconds:.2f} s a step)" for text, seconds in works)
-    return f"{plan.graph.name} does not fit {machine.spec} ({machine.ranks} ranks): {rows}. " + (
-        f"It fits with {advice}" if works else "Shorter sequences, fewer bytes of optimizer state and 64 times the nodes do not help either"
-    )
+def infeasible(plan: Plan, machine: Machine, refused: Sequence[Refusal], attempt: Try) -> str:
+    """The message of the InfeasibleError: every mesh with its reason, then the repairs that work, a line each."""
+    limit = (machine.device.usable - machine.device.reserve) / 2**30
+    lines = [f"{plan.graph.name} does not fit {machine.spec} ({machine.ranks} ranks, {limit:.1f} GiB each):"]
+    width = max(len(one.mesh) for one in refused)
+    lines += [f"  {one.mesh:<{width}}  {one.reason}" for one in refused[:SHOWN]]
+    if len(refused) > SHOWN:
+        lines.append(f"  and {len(refused) - SHOWN} meshes more, none of which fits")
+    works = list(repairs(plan, machine, attempt))
+    if not works:
+        tried = "shorter sequences, a smaller optimizer state, no pins, more nodes"
+        return "\n".join([*lines, f"Nothing tried makes it fit: {tried}"])
+    lines.append("It fits with one of:")
+    width = max(len(text) for text, _ in works)
+    return "\n".join([*lines, *(f"  {text:<{width}}  {seconds:.3g} s a step" for text, seconds in works)])
 
 
-def repairs(plan: Plan, machine: Machine) -> Iterator[tuple[str, float]]:
+def repairs(plan: Plan, machine: Machine, attempt: Try) -> Iterator[tuple[str, float]]:
     """Single changes that make the plan feasible, with the seconds of a step after them."""
-    if plan.pins:
-        yield from _tried("no pins", replace(plan, pins={}), machine)
-    if plan.optimizer.state > 2:
-        yield from _tried("an 8-bit optimizer (2 bytes a parameter)", replace(plan, optimizer=Optimizer("8-bit", 2.0)), machine)
-    length = plan.workload.longest
-    while length > 256:
-        length //= 2
-        shorter = Workload.of(min(n, length) for n, count in plan.workload.lengths for _ in range(min(count, 512)))
-        found = list(_tried(f"sequences of at most {length} tokens", replace(plan, workload=shorter), machine))
-        if found:
-            yield found[0]
+    for text, changed in _changes(plan):
+        yield from _tried(text, changed, machine, attempt)
+    for length in _shorter(plan.workload.longest):
+        changed = replace(plan, workload=cut_to(plan.workload, length))
+        works = list(_tried(f"sequences of at most {length} tokens", changed, machine, attempt))
+        if works:
+            yield works[0]
             break
-    yield from _more_nodes(plan, machine)
+    for larger in _larger(machine):
+        changed = replace(plan, machine=larger.snapshot())
+        works = list(_tried(f"{larger.spec} ({larger.ranks} ranks)", changed, larger, attempt))
+        if works:
+            yield works[0]
+            break
 
 
-def _more_nodes(plan: Plan, machine: Machine) -> Iterator[tuple[str, float]]:
-    for factor in (2, 4, 8, 16, 32, 64):
-        larger = _larger(machine, factor)
-        if larger is None:
-            return
-        found = list(_tried(f"{larger.spec} ({larger.ranks} ranks)", replace(plan, machine=larger.snapshot()), larger))
-        if found:
-            yield found[0]
-            return
+def cut_to(workload: Workload, length: int) -> Workload:
+    """The same tokens in sequences of at most `length`."""
+    counts: dict[int, int] = {}
+    for size, count in workload.lengths:
+        pieces = ceil(size / length)
+        counts[ceil(size / pieces)] = counts.get(ceil(size / pieces), 0) + count * pieces
+    return Workload(tuple(sorted(counts.items())))
 
 
-def _larger(machine: Machine, factor: int) -> Machine | None:
-    """`factor` times as many nodes, when the machine is named as nodes of one kind."""
+def _changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    for name in plan.pins:
+        yield f"no pin of {name}", replace(plan, pins={k: v for k, v in plan.pins.items() if k != name})
+    if len(plan.pins) > 1:
+        yield "no pins", replace(plan, pins={})
+    if plan.optimizer.state > SMALL_STATE:
+        smaller = replace(plan, optimizer=Optimizer("8-bit", SMALL_STATE))
+        yield f"an optimizer of {SMALL_STATE:g} bytes a parameter instead of {plan.optimizer.state:g}", smaller
+
+
+def _shorter(length: int) -> Iterator[int]:
+    while length > SHORTEST:
+        length = max(SHORTEST, length // 2)
+        yield length
+
+
+def _larger(machine: Machine) -> Iterator[Machine]:
+    """More nodes, when the machine is named as nodes of one kind."""
     name, _, count = machine.spec.replace("*", ":").partition(":")
-    try:
-        return load(f"{name}:{int(count or 1) * factor}")
-    except (ProfileError, ValueError):
-        return None
+    for factor in FACTORS:
+        try:
+            yield load(f"{name}:{int(count or 1) * factor}")
+        except (ProfileError, ValueError):
+            return
 
 
-def _tried(text: str, plan: Plan, machine: Machine) -> Iterator[tuple[str, float]]:
+def _tried(text: str, plan: Plan, machine: Machine, attempt: Try) -> Iterator[tuple[str, float]]:
     try:
-        answer = Search(machine, 0)(plan)
+        answer = attempt(plan, machine)
     except FourfoldError:
         return
     if answer is not None:

@@ -6,7 +6,7 @@ kernels that use them. Source: the recompute-aware partitioner of AOTAutograd (T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import networkx as nx
 
@@ -20,53 +20,65 @@ LINEAR = ("add", "sub", "neg", "cast", "sum")
 """Elementwise ops whose backward needs none of their inputs."""
 
 
-def saved_bytes(block: Block, made: dict[str, State], needs: dict[str, tuple[State, ...]], size: Size) -> float:
-    """Bytes one call keeps from forward to backward when nothing is recomputed; parameters are not counted."""
+def saved_values(
+    block: Block, made: Mapping[str, State], needs: Mapping[str, tuple[State, ...]], size: Size
+) -> tuple[tuple[str, State], ...]:
+    """What one call keeps from forward to backward when nothing is recomputed: values, each in one state.
+
+    Parameters are not counted, nor what attention keeps of its own. `size` is in bytes a token: all values grow alike.
+    """
     graph = nx.DiGraph()
     graph.add_nodes_from(("source", "sink"))
     for name in block.inputs:
-        _value(graph, name, size(name, made[name]), keep=True)
+        _value(graph, (name, made[name]), size, keep=True)
     for node in block.nodes:
         fusible = op_of(node).kind in ("pointwise", "norm", "free")
-        _value(graph, node.name, size(node.name, made[node.name]), keep=not fusible)
+        here = (node.name, made[node.name])
+        _value(graph, here, size, keep=not fusible)
         for name, state in zip(node.refs(), needs[node.name], strict=True):
             if name in block.parameters or name in block.buffers:
                 continue
-            key = _arrival(graph, name, made[name], state, size)
+            key = _arrival(graph, (name, made[name]), state, size)
             if fusible:
-                graph.add_edge((key, "out"), (node.name, "in"))
+                graph.add_edge((key, "out"), (here, "in"))
             if _needed(node, name, block):
                 graph.add_edge((key, "out"), "sink")
         if op_of(node).kind == "attention":
-            graph.add_edge((node.name, "out"), "sink")
-    return float(nx.minimum_cut_value(graph, "source", "sink"))
+            graph.add_edge((here, "out"), "sink")
+    _, (near, far) = nx.minimum_cut(graph, "source", "sink")
+    keys = [at[0] for at in graph if isinstance(at, tuple) and at[1] == "in"]
+    return tuple(key for key in keys if (key, "in") in near and (key, "out") in far)
 
 
-def _value(graph: nx.DiGraph, name: str, size: float, *, keep: bool) -> None:
-    graph.add_edge((name, "in"), (name, "out"), capacity=size)
+def _value(graph: nx.DiGraph, key: tuple[str, State], size: Size, *, keep: bool) -> None:
+    graph.add_edge((key, "in"), (key, "out"), capacity=size(*key))
     if keep:
-        graph.add_edge("source", (name, "in"))
+        graph.add_edge("source", (key, "in"))
 
 
-def _arrival(graph: nx.DiGraph, name: str, made: State, needed: State, size: Size) -> str:
+def _arrival(graph: nx.DiGraph, key: tuple[str, State], needed: State, size: Size) -> tuple[str, State]:
     """The value as its reader gets it: a gathered copy is a value of its own, which only the link can make again."""
+    name, made = key
     if made == needed or (made.kind == "R" and needed == Q):
-        return name
-    key = f"{name}>{needed}"
-    if (key, "in") not in graph:
-        _value(graph, key, size(name, needed), keep=made.kind != "R")
+        return key
+    copy = (name, needed)
+    if (copy, "in") not in graph:
+        _value(graph, copy, size, keep=made.kind != "R")
         if made.kind == "R":
-            graph.add_edge((name, "out"), (key, "in"))
-    return key
+            graph.add_edge((key, "out"), (copy, "in"))
+    return copy
 
 
 def _needed(node: Node, name: str, block: Block) -> bool:
     """Whether the backward of `node` reads its input `name`."""
     if not node.value.grad:
         return False
-    kind, base = op_of(node).kind, node.op.split(".")[0]
+    kind, base, reads = op_of(node).kind, node.op.split(".")[0], node.refs()
     if kind in ("matmul", "gather"):
-        return block.value(node.refs()[1 - node.refs().index(name)]).grad
-    if kind == "loss" or kind == "free" or base in LINEAR:
+        return any(block.value(other).grad for other in reads if other != name) or reads.count(name) > 1
+    if kind == "loss":
+        # Its forward already makes the gradient of the hidden states, which takes their place until backward.
+        return name == reads[0] and block.value(name).grad
+    if kind == "free" or base in LINEAR:
         return False
     return base not in ("mul", "div") or len(node.refs()) > 1

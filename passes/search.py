@@ -1,217 +1,128 @@
-"""Prices every mesh, ZeRO stage and number of micro-steps that could win, and keeps the best few."""
+"""The search: every mesh, ZeRO stage and number of micro-steps through all passes, priced, and the best few kept."""
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Protocol
 
-from fourfold.costmodel.memory import GIB
-from fourfold.hardware.errors import UsageError
-from fourfold.hardware.topology import Machine
-from fourfold.ir.answer import Answer, Candidate, Estimate, Refusal
-from fourfold.ir.graph import Graph
+from fourfold.ir.answer import Answer, Candidate, Refusal
 from fourfold.ir.mesh import Mesh
-from fourfold.ir.ops import op_of, rules
-from fourfold.ir.plan import RECOMPUTE, Decision, Layout, Plan
-from fourfold.ir.rule import WHOLE
-from fourfold.passes.cuts import CutTensors, Prices
-from fourfold.passes.meshes import PINS, meshes
-from fourfold.passes.price import Priced, rounded, seconds_of
-from fourfold.passes.recompute import ChooseRecompute
-from fourfold.passes.work import BlockWork, work
+from fourfold.ir.plan import Decision, Plan
+from fourfold.ir.verify import complaints
+from fourfold.passes.costs import Costs
+from fourfold.passes.decisions import decisions
+from fourfold.passes.meshes import meshes
+from fourfold.passes.refusals import refusal
+from fourfold.passes.settings import settings
 
-MICRO_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+Watch = Callable[[str, Plan], None]
+"""Called with the name of a pass and the plan it made: the one way to look into a search."""
 
 
-@dataclass(frozen=True)
+class Pass(Protocol):
+    """One decision: a plan in, the plan with that decision out."""
+
+    def __call__(self, plan: Plan) -> Plan: ...
+
+    def decisions(self, plan: Plan) -> Iterable[Decision]:
+        """For the log of a finished plan: what was chosen, over what."""
+        ...
+
+
+def unwatched(name: str, plan: Plan) -> None:
+    """Looks at nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A plan on its way through the passes, ordered by the seconds its step cannot go below; `done` passes ran."""
+
+    floor: float
+    number: int
+    done: int
+    plan: Plan
+
+    def __lt__(self, other: _Open) -> bool:
+        return (self.floor, self.number) < (other.floor, other.number)
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
-    """Decides mesh, ZeRO stage, micro-steps, recompute and cuts.
+    """Decides mesh, ZeRO stage and micro-steps, and runs the passes for the rest.
 
     Given: a plan that names graph, machine, workload, precision, optimizer and pins. Minimises: seconds of one step.
-    Subject to: the upper memory band within the device; every sequence within a micro-step; the pins.
+    Subject to: the upper memory band within the device; every sequence within a micro-step; the pins. Best first: the
+    plan with the least floor goes on, so what is finished first is the best of its mesh and ZeRO stage, and the rest
+    need no pricing. Exact as long as no pass lowers a plan's floor.
     """
 
-    machine: Machine
+    costs: Costs
+    passes: Sequence[Pass]
     top: int = 3
-    found: list[Candidate] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
-    layouts: dict[int, dict[str, Layout]] = field(default_factory=dict)
-    works: dict[tuple[int, int], dict[str, BlockWork]] = field(default_factory=dict)
+    watch: Watch = unwatched
 
-    def __call__(self, plan: Plan) -> Answer | None:
-        """The answer, or None when nothing fits: then `refused` says why."""
+    def __call__(self, plan: Plan) -> tuple[Answer | None, tuple[Refusal, ...]]:
+        """The answer, or None when nothing fits; and every mesh that does not, with the reason."""
         started = time.process_time()
-        for mesh in meshes(self.machine.ranks, plan.pins):
-            self._mesh(plan, mesh)
-        if not self.found:
-            return None
-        ranked = sorted(self.found, key=lambda c: c.estimate.step)
-        best, others = ranked[0], _distinct(ranked)[1 : self.top + 1]
-        chosen = replace(best.plan, log=(*best.plan.log, *_decisions(best, _distinct(ranked))))
-        return Answer(chosen, best.estimate, tuple(others), tuple(self.refused), solving=time.process_time() - started)
+        found: list[Candidate] = []
+        lacking: dict[Mesh, list[tuple[float, Plan]]] = {}
+        for mesh in meshes(self.costs.machine.ranks, plan.pins):
+            best, short = self._mesh(replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp)))
+            found += best
+            if not best:
+                lacking[mesh] = short
+        ranked = sorted(found, key=lambda candidate: candidate.estimate.step)
+        refused = tuple(refusal(mesh, short, ranked) for mesh, short in lacking.items())
+        if not ranked:
+            return None, refused
+        chosen = replace(ranked[0].plan, log=tuple(self._log(ranked)))
+        spent = time.process_time() - started
+        return Answer(chosen, ranked[0].estimate, tuple(ranked[1 : self.top + 1]), refused, solving=spent), refused
 
-    def _mesh(self, plan: Plan, mesh: Mesh) -> None:
-        """All settings of one mesh; a refusal if none fits."""
-        before, shortfalls = len(self.found), []
-        for settings in _settings(replace(plan, mesh=mesh)):
-            candidate, short = self._candidate(settings)
-            if candidate is not None:
-                self.found.append(candidate)
-            else:
-                shortfalls.append((short, settings))
-        if len(self.found) == before and shortfalls:
-            short, closest = min(shortfalls, key=lambda pair: pair[0])
-            reason = f"{short / GIB:.1f} GiB short at best: ZeRO {closest.zero}, {closest.micro_steps} micro-steps, full recompute"
-            self.refused.append(Refusal(str(mesh), reason))
+    def _mesh(self, plan: Plan) -> tuple[list[Candidate], list[tuple[float, Plan]]]:
+        """The best plan of each ZeRO stage of one mesh; and the plans that do not fit, with the bytes they lack."""
+        stages: dict[int, list[Plan]] = {}
+        for one in settings(plan):
+            stages.setdefault(one.zero, []).append(one)
+        lacking: list[tuple[float, Plan]] = []
+        best = [self._stage(plans, lacking) for plans in stages.values()]
+        return [candidate for candidate in best if candidate is not None], lacking
 
-    def _candidate(self, plan: Plan) -> tuple[Candidate | None, float]:
-        """The plan with cuts and recompute, priced; or the bytes it lacks."""
-        plan = replace(plan, layouts=self._layouts(plan))
-        blocks = self._work(plan)
-        modes, short = recompute_within(Priced(plan, self.machine, blocks))
-        if modes is None:
-            return None, short
-        plan = replace(plan, recompute=modes)
-        return Candidate(plan, Priced(plan, self.machine, blocks).estimate()), 0.0
+    def _stage(self, plans: Sequence[Plan], lacking: list[tuple[float, Plan]]) -> Candidate | None:
+        """The fastest of these plans; those that do not fit are added to `lacking`."""
+        queue = [_Open(0.0, i, 0, plan) for i, plan in enumerate(plans)]
+        while queue:
+            first = heapq.heappop(queue)
+            if first.done > len(self.passes):
+                return Candidate(first.plan, self.costs.priced(first.plan).estimate())
+            following = self._next(first, lacking)
+            if following is not None:
+                heapq.heappush(queue, following)
+        return None
 
-    def _layouts(self, plan: Plan) -> dict[str, Layout]:
-        """The cuts for one tensor degree, solved once, at the load first met."""
-        tp = plan.mesh.tp
-        if tp not in self.layouts:
-            seconds = seconds_of(plan, self.machine)
+    def _next(self, now: _Open, lacking: list[tuple[float, Plan]]) -> _Open | None:
+        """One pass further, if the last kept the rules; after all, with its exact time, or None if it does not fit."""
+        if now.done:
+            wrong, last = complaints(now.plan), type(self.passes[now.done - 1]).__name__
+            assert not wrong, f"{last} broke the plan: {'; '.join(wrong)}"
+        if now.done == len(self.passes):
+            priced = self.costs.priced(now.plan)
+            short = priced.memory().shortfall(self.costs.machine.device)
+            if short > 0:
+                lacking.append((short, now.plan))
+                return None
+            return replace(now, floor=priced.estimate().step, done=now.done + 1)
+        step = self.passes[now.done]
+        plan = step(now.plan)
+        self.watch(type(step).__name__, plan)
+        return replace(now, floor=self.costs.priced(plan).floor, done=now.done + 1, plan=plan)
 
-            def op(node, rule, cut, block):  # type: ignore[no-untyped-def]
-                times = seconds.op(node, rule, cut, block)
-                return times.forward + times.backward
-
-            prices = Prices(op, seconds.move, seconds.load.tokens)
-            self.layouts[tp], _ = CutTensors(tp, prices, pinned_cuts(plan))(plan.graph)
-        return self.layouts[tp]
-
-    def _work(self, plan: Plan) -> dict[str, BlockWork]:
-        seconds = seconds_of(plan, self.machine)
-        key = plan.mesh.tp, seconds.load.tokens
-        if key not in self.works:
-            self.works[key] = work(plan.graph, plan.layouts, seconds)
-        return self.works[key]
-
-
-def recompute_within(priced: Priced) -> tuple[tuple[str, ...] | None, float]:
-    """The cheapest recompute modes that fit the device, or None and the bytes that even full recompute lacks."""
-    plan, device = priced.plan, priced.machine.device
-    only = plan.pins.get("recompute")
-    room, short = float(2**60), 0.0
-    for _ in range(6):
-        modes = ChooseRecompute(priced.work, room, None if only is None else str(only))(plan.graph)
-        if modes is None:
-            return None, short
-        memory = Priced(replace(plan, recompute=modes), priced.machine, priced.work).memory()
-        short = memory.shortfall(device)
-        if short <= 0:
-            return modes, 0.0
-        kept = sum(priced.work[c.block].kept[m] for c, m in zip(plan.graph.calls, modes, strict=True))
-        replayed = max((priced.work[c.block].kept["none"] for c, m in zip(plan.graph.calls, modes, strict=True) if m != "none"), default=0.0)
-        room = kept + replayed - short
-        if room <= 0:
-            return None, short
-    return None, short
-
-
-def _settings(plan: Plan) -> Iterator[Plan]:
-    """ZeRO stages and micro-step counts of one mesh, smallest micro-steps first."""
-    pool, pins, workload = plan.mesh.pool, plan.pins, plan.workload
-    stages = (0,) if pool == 1 else (1, 2, 3, 0)
-    for zero in stages:
-        if int(pins.get("zero", zero)) != zero:
-            continue
-        seen = set()
-        for count in reversed(MICRO_STEPS):
-            capacity = _capacity(plan, count)
-            steps = max(1, -(-workload.tokens // (pool * capacity)))
-            if "micro_steps" in pins and count != int(pins["micro_steps"]):
-                continue
-            if "capacity" in pins:
-                capacity = rounded(int(pins["capacity"]), plan.bucket)
-                steps = max(1, -(-workload.tokens // (pool * capacity)))
-            if (capacity, steps) not in seen and not (zero == 2 and steps == 1):
-                seen.add((capacity, steps))
-                yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps)
-
-
-def _capacity(plan: Plan, micro_steps: int) -> int:
-    """Tokens a rank's micro-step must hold so that `micro_steps` of them hold the workload, whole sequences each."""
-    workload, bins = plan.workload, plan.mesh.pool * micro_steps
-    if len(workload.lengths) == 1:
-        tokens = -(-workload.sequences // bins) * workload.longest
-    else:
-        tokens = max(workload.longest, int(1.05 * workload.tokens / bins))
-    return rounded(tokens, plan.bucket)
-
-
-def pinned_cuts(plan: Plan) -> dict[tuple[str, str], str]:
-    """Pins by module glob as (block, node) -> label. Raises UsageError when a glob matches nothing."""
-    found: dict[tuple[str, str], str] = {}
-    for pattern, label in plan.pins.items():
-        if pattern in PINS:
-            continue
-        matched = [key for key in _cuttable(plan.graph) if fnmatch(".".join(key), pattern) or fnmatch(f"{key[0]}.{key[1]}", f"*{pattern}")]
-        if not matched:
-            names = ", ".join(".".join(key) for key in list(_cuttable(plan.graph))[:8])
-            raise UsageError(f"pin {pattern!r} matches no op; pin one of {', '.join(PINS)} or a module such as {names}")
-        found.update(dict.fromkeys(matched, str(label)))
-    return found
-
-
-def _cuttable(graph: Graph) -> Iterator[tuple[str, str]]:
-    for block in graph.blocks.values():
-        for node in block.nodes:
-            if op_of(node).kind in ("matmul", "attention", "gather", "loss", "norm"):
-                yield block.name, node.name
-
-
-def check_tensor_pin(graph: Graph, tp: int) -> None:
-    """Raises the error of a pinned degree that cannot cut the heads."""
-    for block in graph.blocks.values():
-        for node in block.nodes:
-            if node.op == "attention" and all(rule.cuts(tp) == (WHOLE,) for rule in rules(node, block.values())):
-                heads = block.value(node.refs()[0]).shape[1]
-                legal = [str(k) for k in range(1, heads + 1) if heads % k == 0]
-                where = ".".join(part for part in (block.name, node.module) if part)
-                raise UsageError(f"tp={tp} cannot cut label h of {where}: {heads} heads; tp may be {', '.join(legal[:-1])} or {legal[-1]}")
-
-
-def uncut(graph: Graph, layouts: Mapping[str, Layout], tp: int) -> tuple[str, ...]:
-    """Ops with weights or heads that the tensor axis could not cut: computed whole on each of its ranks."""
-    if tp == 1:
-        return ()
-    found = []
-    for block in graph.blocks.values():
-        cuts = layouts[block.name].cuts
-        found += [f"{block.name}.{n.name}" for n in block.nodes if op_of(n).kind in ("matmul", "attention", "loss") and n.name not in cuts]
-    return tuple(found)
-
-
-def _distinct(ranked: list[Candidate]) -> list[Candidate]:
-    """The best candidate of each (mesh, ZeRO stage)."""
-    seen: dict[tuple[str, int], Candidate] = {}
-    for candidate in ranked:
-        seen.setdefault((str(candidate.plan.mesh), candidate.plan.zero), candidate)
-    return list(seen.values())
-
-
-def _decisions(best: Candidate, ranked: list[Candidate]) -> Iterator[Decision]:
-    """What was chosen over what, for `why`."""
-    plan = best.plan
-    by_mesh: dict[str, Estimate] = {}
-    for candidate in ranked:
-        by_mesh.setdefault(str(candidate.plan.mesh), candidate.estimate)
-    yield Decision("Search", "mesh", str(plan.mesh), tuple((name, e.step) for name, e in by_mesh.items()))
-    stages = tuple((f"ZeRO {c.plan.zero}", c.estimate.step) for c in ranked if c.plan.mesh == plan.mesh)
-    yield Decision("Search", "ZeRO stage", f"ZeRO {plan.zero}", stages)
-    yield Decision("Search", "micro-steps", f"{plan.micro_steps} of at most {plan.capacity} tokens a rank")
-    counted = ", ".join(f"{plan.recompute.count(mode)} calls {mode}" for mode in RECOMPUTE if mode in plan.recompute)
-    yield Decision("ChooseRecompute", "recompute", counted)
-    for name in uncut(plan.graph, plan.layouts, plan.mesh.tp):
-        yield Decision("CutTensors", name, f"whole: tp={plan.mesh.tp} divides none of its labels, or cutting it costs more")
+    def _log(self, ranked: Sequence[Candidate]) -> Iterator[Decision]:
+        """Every decision behind the best plan."""
+        yield from decisions(ranked, self.costs)
+        for one in self.passes:
+            yield from one.decisions(ranked[0].plan)

@@ -15,6 +15,8 @@ from fourfold.ir.graph import TOKENS, Block, Graph, Node, Tensor
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import SIZES
 from fourfold.ir.rule import PARTIAL, WHOLE, Rule
+from fourfold.passes.eager import Eager, again
+from fourfold.passes.load import Load
 
 RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 """The cost model's name of the unit that multiplies each dtype."""
@@ -31,15 +33,6 @@ class Times:
 
     def __add__(self, other: Times) -> Times:
         return Times(self.forward + other.forward, self.backward + other.backward)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one micro-step of one rank holds: tokens, causal pairs, and the token-weighted mean document length."""
-
-    tokens: int
-    pairs: float
-    length: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,11 @@ class Seconds:
         return {name: traffic(block, self) for name, block in self.graph.blocks.items()}
 
     @cached_property
+    def values(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """All values by block and name."""
+        return {name: block.values() for name, block in self.graph.blocks.items()}
+
+    @cached_property
     def fused(self) -> bool:
         """Whether elementwise chains run as one kernel: compiled on a GPU, op by op on a CPU."""
         return self.device.vendor != "cpu"
@@ -70,9 +68,31 @@ class Seconds:
         """One collective on the tensor axis over `size` bytes (conventions of collective_time)."""
         return collective_time(op, size, self.tensor, calibration=self.machine.calibration, group=self.machine.group)  # type: ignore[arg-type]
 
+    @cached_property
+    def eager(self) -> Eager:
+        """Prices of kernels that run one by one."""
+        return Eager(self.device, self.size)
+
+    @cached_property
+    def again(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """The values that each node is not the first to read, by block."""
+        return {name: again(block) for name, block in self.graph.blocks.items()}
+
+    def copied(self, value: Tensor, ranks: int) -> float:
+        """One of `ranks` parts of a value copied on its rank, where that is a kernel of its own."""
+        return 0.0 if self.fused else self.eager.copied(self.size(value) / ranks)
+
     def op(self, node: Node, rule: Rule, cut: str, block: Block) -> Times:
         """One op on one rank; `cut` divides its work by the axis."""
         share = 1 if cut in (WHOLE, PARTIAL) else self.tensor.size
+        own = self._op(node, rule, share, block)
+        if self.fused:
+            return own
+        values = self.values[block.name]
+        added = (self.size(values[name]) / share for name in self.again[block.name][node.name])
+        return own + Times(0.0, self.eager.added(added))
+
+    def _op(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
         kind = op_of(node).kind
         if kind == "matmul":
             return self._matmul(node, rule, share, block)
@@ -82,6 +102,10 @@ class Seconds:
             return self._loss(node, rule, share, block)
         if kind == "gather":
             return self._gather(node, share, block)
+        if not self.fused:
+            values = self.values[block.name]
+            backward = self.eager.backward(node, values, share) if node.value.grad else 0.0
+            return Times(self.eager.forward(node, values, share), backward)
         moved = self.moved[block.name].get(node.name, 0.0) / share
         return Times(self._stream(moved), self._stream(2.0 * moved if node.value.grad else 0.0))
 
@@ -93,19 +117,23 @@ class Seconds:
         return stream_time(moved, self.device) if moved else 0.0
 
     def _matmul(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
-        values = [block.value(r) for r in node.refs()]
+        values = [self.values[block.name][r] for r in node.refs()]
         flops = 2.0 * rule.points(self.load.tokens) / share
         moved = (sum(self.size(v) for v in values) + self.size(node.value)) / share
         one = matmul_time(flops, moved, RATES[node.value.dtype], self.device)
-        return Times(one, one * sum(v.grad for v in values))
+        # Run by itself, a product of three dimensions is one of two between views.
+        views = 0.0 if self.fused else 3 * self.device.launch
+        return Times(one + views, (one + views) * sum(v.grad for v in values))
 
     def _attention(self, node: Node, share: int, block: Block) -> Times:
-        _, heads, _, width = block.value(node.refs()[0]).shape
+        _, heads, _, width = self.values[block.name][node.refs()[0]].shape
         pairs = self.load.pairs if dict(node.kwargs)["causal"] else 2.0 * self.load.pairs
         flops = attention_flops(1, width, pairs) * heads / share
         dtype = RATES[node.value.dtype]
-        forward = attention_time(flops, self.load.length, backward=False, dtype=dtype, device=self.device)
-        backward = attention_time(flops, self.load.length, backward=True, dtype=dtype, device=self.device)
+        forward, backward = (
+            attention_time(flops, self.load.length, backward=b, dtype=dtype, device=self.device, head_dim=width)
+            for b in (False, True)
+        )
         return Times(forward, backward if node.value.grad else 0.0)
 
     def _loss(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
@@ -116,32 +144,31 @@ class Seconds:
         moved = (self.size(x) + self.size(weight)) / share
         product = matmul_time(flops, moved, RATES[x.dtype], self.device)
         logits = 4.0 * self.load.tokens * vocabulary * SIZES[x.dtype] / share
-        return Times(3 * product + self._stream(logits), self._stream(2.0 * (self.size(x) + 2.0 * self.size(weight) / share)))
+        scaled = 2.0 * (self.size(x) + 2.0 * self.size(weight) / share)
+        around = self._stream(logits) if self.fused else self.eager.loss(logits / 4.0)
+        return Times(3 * product + around, self._stream(scaled))
 
     def _gather(self, node: Node, share: int, block: Block) -> Times:
         """Rows read and written; backward adds them into a gradient of the table's size."""
-        table = block.value(node.refs()[0])
+        table = self.values[block.name][node.refs()[0]]
         rows = 2.0 * self.size(node.value) / share
         return Times(self._stream(rows), self._stream(rows + 2.0 * self.size(table) / share) if table.grad else 0.0)
 
 
 def traffic(block: Block, seconds: Seconds) -> dict[str, float]:
-    """Bytes each elementwise node moves: fused chains read what products made, and write what products or others read."""
-    made = {node.name: node for node in block.nodes}
-    if not seconds.fused:
-        return {n.name: sum(seconds.size(block.value(r)) for r in n.refs()) + seconds.size(n.value) for n in block.nodes if op_of(n).kind in ("pointwise", "norm")}
+    """Bytes each elementwise node moves: fused chains read what products made and write what others read."""
+    made, values = {node.name: node for node in block.nodes}, seconds.values[block.name]
+    elementwise = [node for node in block.nodes if op_of(node).kind in ("pointwise", "norm")]
     found: dict[str, float] = {}
     seen: set[str] = set()
     read_by_others = _read_by_others(block, made)
-    for node in block.nodes:
-        if op_of(node).kind not in ("pointwise", "norm"):
-            continue
+    for node in elementwise:
         moved = seconds.size(node.value) if node.name in read_by_others else 0.0
         for name in node.refs():
             root = root_of(name, made)
             if root not in seen and (root not in made or op_of(made[root]).kind not in FUSIBLE):
                 seen.add(root)
-                moved += seconds.size(block.value(root))
+                moved += seconds.size(values[root])
         found[node.name] = moved
     return found
 

@@ -9,33 +9,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fourfold.costmodel.timeline import Task, Timeline, simulate
+from fourfold.costmodel.timeline import Kind, Task, Timeline, simulate
 from fourfold.hardware.machine import Overlap
 from fourfold.passes.seconds import Times
+from fourfold.passes.work import Replay
 
 
 @dataclass(frozen=True, slots=True)
 class CallCost:
-    """One call on one rank: compute, tensor communication, what is replayed (compute, communication), pool collectives."""
+    """One call on one rank: computation, tensor communication, what backward does again, the pool's collectives."""
 
     compute: Times
     tensor: Times
-    replay: Times
+    replay: Replay
     gather: float
     reduce: float
 
+    @property
+    def path(self) -> float:
+        """Seconds of one micro-step that nothing can hide: one after the other on this rank."""
+        own = self.compute.forward + self.compute.backward + self.tensor.forward + self.tensor.backward
+        return own + self.replay.compute + self.replay.communication
 
-def step_time(calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimizer: float, overlap: Overlap) -> tuple[float, float]:
-    """Seconds of a step, and of its exposed communication. More than three micro-steps repeat the third."""
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step, and those of it in which only communication runs."""
+
+    seconds: float
+    exposed: float
+
+    @property
+    def computing(self) -> float:
+        """Seconds in which something is computed, slowed by what runs beside it."""
+        return self.seconds - self.exposed
+
+
+def step_time(
+    calls: Sequence[CallCost],
+    *,
+    zero: int,
+    micro_steps: int,
+    optimizer: float,
+    overlap: Overlap,
+    blocking: bool = False,
+) -> StepTime:
+    """The time of a step. More than three micro-steps repeat the middle one of three.
+
+    `blocking`: the pool's collectives hold up whoever starts them, as gloo's do.
+
+    A micro-step repeated is never shorter than its path, nor than what it puts on the pool's queue.
+    """
+
+    def first(count: int) -> StepTime:
+        line = simulate(
+            tasks(calls, zero=zero, micro_steps=count, optimizer=optimizer, blocking=blocking), overlap=overlap
+        )
+        return StepTime(line.makespan, line.exposed)
+
     if micro_steps <= 3:
-        line = timeline(calls, zero=zero, micro_steps=micro_steps, optimizer=optimizer, overlap=overlap)
-        return line.makespan, line.exposed
-    two, three = (timeline(calls, zero=zero, micro_steps=k, optimizer=optimizer, overlap=overlap) for k in (2, 3))
-    more = micro_steps - 3
-    return (
-        three.makespan + more * (three.makespan - two.makespan),
-        three.exposed + more * (three.exposed - two.exposed),
-    )
+        return first(micro_steps)
+    two, three, more = first(2), first(3), micro_steps - 3
+    queued = sum(2 * (zero == 3) * call.gather + (zero >= 2) * call.reduce for call in calls)
+    queued -= (zero == 3) * calls[-1].gather
+    period = max(three.seconds - two.seconds, sum(call.path for call in calls), queued)
+    seconds = three.seconds + more * period
+    return StepTime(seconds, seconds - three.computing - more * (three.computing - two.computing))
+
+
+def floor(calls: Sequence[CallCost], *, micro_steps: int, optimizer: float) -> float:
+    """Seconds that `step_time` cannot go below, without a timeline."""
+    return micro_steps * sum(call.path for call in calls) + optimizer
 
 
 def timeline(calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimizer: float, overlap: Overlap) -> Timeline:
@@ -43,34 +87,38 @@ def timeline(calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimize
     return simulate(tasks(calls, zero=zero, micro_steps=micro_steps, optimizer=optimizer), overlap=overlap)
 
 
-def tasks(calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimizer: float) -> list[Task]:
+def tasks(
+    calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimizer: float, blocking: bool = False
+) -> list[Task]:
     """All tasks in issue order; numbers in `after` are indices into the list."""
-    build = _Builder(calls, zero)
+    build = _Builder(calls, zero, blocking)
     for k in range(micro_steps):
         build.micro_step(first=k == 0, last=k == micro_steps - 1)
-    build.add("optimizer", "compute", optimizer, build.ends)
+    build.add("optimizer", "compute", optimizer, (build.previous, *build.ends))
     return build.tasks
 
 
 class _Builder:
     """Appends tasks; `previous` is the last task of the compute path."""
 
-    def __init__(self, calls: Sequence[CallCost], zero: int) -> None:
-        self.calls, self.zero = calls, zero
+    def __init__(self, calls: Sequence[CallCost], zero: int, blocking: bool) -> None:
+        self.calls, self.zero, self.blocking = calls, zero, blocking
         self.tasks: list[Task] = []
         self.previous: int | None = None
         self.ends: list[int] = []
 
     def add(self, name: str, stream: str, seconds: float, after: Sequence[int | None]) -> int:
         """One task; None in `after` is nothing to wait for."""
-        kind = "compute" if stream == "compute" else "communication"
-        waits = tuple(a for a in after if a is not None)
-        self.tasks.append(Task(name, stream, seconds, waits, kind))  # type: ignore[arg-type]
+        kind: Kind = "compute" if stream == "compute" else "communication"
+        waits = tuple(a for a in (*after, self.previous if self.blocking else None) if a is not None)
+        self.tasks.append(Task(name, stream, seconds, waits, kind))
+        if self.blocking:
+            self.previous = len(self.tasks) - 1
         return len(self.tasks) - 1
 
     def micro_step(self, *, first: bool, last: bool) -> None:
         """Forward over all calls, then backward."""
-        self._forward(gathers=self.zero == 3 or (first and self.zero > 0))
+        self._forward(gathers=self.zero == 3 or first)
         self._backward(gathers=self.zero == 3, reduces=last or self.zero >= 2)
 
     def _forward(self, *, gathers: bool) -> None:
@@ -89,13 +137,13 @@ class _Builder:
         start = self._last()
         for place, i in enumerate(order):
             call = self.calls[i]
-            if gathers and i not in fetched and place > 0:
+            if gathers and call.gather and i not in fetched and place > 0:
                 fetched[i] = self.add(f"gather back {i}", "pool", call.gather, (start,))
-            if gathers and place + 1 < len(order):
+            if gathers and place + 1 < len(order) and self.calls[order[place + 1]].gather:
                 ahead = order[place + 1]
                 fetched[ahead] = self.add(f"gather back {ahead}", "pool", self.calls[ahead].gather, (self._last(),))
-            compute = call.compute.backward + call.replay.forward
-            self._run(f"backward {i}", compute, call.tensor.backward + call.replay.backward, fetched.get(i))
+            compute = call.compute.backward + call.replay.compute
+            self._run(f"backward {i}", compute, call.tensor.backward + call.replay.communication, fetched.get(i))
             if reduces and call.reduce:
                 self.ends.append(self.add(f"reduce {i}", "pool", call.reduce, (self._last(),)))
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
+from fourfold.costmodel.memory import attention_workspace
 from fourfold.ir.conversion import conversion
-from fourfold.ir.graph import Block, Graph
+from fourfold.ir.graph import TOKENS, Block, Node, Tensor
 from fourfold.ir.ops import op_of, rule_for
 from fourfold.ir.plan import SIZES, Layout
-from fourfold.ir.rule import WHOLE, Q, State
-from fourfold.passes.saved import saved_bytes
+from fourfold.ir.rule import WHOLE, Q, Rule, State
+from fourfold.ir.states import Made, Needs, states_of, stored
+from fourfold.passes.saved import saved_values
 from fourfold.passes.seconds import Seconds, Times
 
 KINDS: Mapping[str, str] = {"matmul": "products", "attention": "attention", "loss": "loss"}
+ELEMENTWISE = "elementwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Seconds of forward work that backward does again: computation, and communication on the tensor axis."""
+
+    compute: float = 0.0
+    communication: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,141 +34,163 @@ class BlockWork:
     """One call of one block on one rank, for one micro-step.
 
     `compute` by kind (products, attention, loss, elementwise); `tensor` communication on the tensor axis; `kept` bytes
-    from forward to backward by recompute mode; `held` and `trained` parameter elements of this rank before the pool
-    shards them; `rows` its parameters' local shapes.
+    from forward to backward by recompute mode, and `scratch` of its kernels, both in the fullest micro-step.
     """
 
     compute: Mapping[str, Times]
     tensor: Times
     kept: Mapping[str, float]
-    held: int
-    trained: int
-    shapes: tuple[tuple[tuple[int, ...], bool], ...]
+    scratch: float
 
     @property
     def total(self) -> Times:
         """Compute of all kinds."""
         return sum(self.compute.values(), Times())
 
-    def replay(self, mode: str) -> Times:
-        """What is done again in backward: compute and communication of the forward, without attention for "regions"."""
+    def replay(self, mode: str) -> Replay:
+        """What is done again in backward: the forward, without attention for "regions"."""
         if mode == "none":
-            return Times()
-        forward = self.total.forward - (self.compute["attention"].forward if mode == "regions" else 0.0)
-        return Times(forward, self.tensor.forward)
+            return Replay()
+        spared = self.compute["attention"].forward if mode == "regions" else 0.0
+        return Replay(self.total.forward - spared, self.tensor.forward)
 
 
-def states(block: Block, layout: Layout) -> tuple[dict[str, State], dict[str, tuple[State, ...]]]:
-    """The state each value is made in, and those each node needs its inputs in."""
-    values = block.values()
-    made = {name: State.parse(layout.states.get(name, "R")) for name in block.inputs}
-    needs = {}
-    for node in block.nodes:
-        cut = layout.cuts.get(node.name, WHOLE)
-        rule = rule_for(node, values, cut)
-        made[node.name], needs[node.name] = rule.gives(cut), rule.needs(cut)
-    return made, needs
+@dataclass(frozen=True)
+class Laid:
+    """A block under a layout over `n` tensor ranks: what of its work does not depend on the load."""
+
+    block: Block
+    layout: Layout
+    n: int
+
+    @cached_property
+    def states(self) -> tuple[Made, Needs]:
+        """The state each value is made in, and those each node needs its inputs in."""
+        return states_of(self.block, self.layout)
+
+    @cached_property
+    def rules(self) -> tuple[tuple[Node, Rule, str], ...]:
+        """Each node with its cut and the rule that knows it."""
+        values, cuts = self.block.values(), self.layout.cuts
+        named = ((node, cuts.get(node.name, WHOLE)) for node in self.block.nodes)
+        return tuple((node, rule_for(node, values, cut), cut) for node, cut in named)
+
+    @cached_property
+    def saved(self) -> tuple[tuple[str, State], ...]:
+        """The values kept for backward when nothing is recomputed, each in the state it is kept in."""
+        return saved_values(self.block, *self.states, self.per_token)
+
+    @cached_property
+    def moves(self) -> tuple[tuple[str, State], ...]:
+        """Each (value, state) that some reader or the next block needs; every one is moved once."""
+        _, needs = self.states
+        nodes = self.block.nodes
+        wanted = [(r, s) for node in nodes for r, s in zip(node.refs(), needs[node.name], strict=True)]
+        losses = {node.name for node in nodes if node.op == "loss"}
+        leaving = [o for o in self.block.outputs if o not in losses]
+        wanted += [(o, State.parse(self.layout.states.get(o, "R"))) for o in leaving]
+        return tuple(dict.fromkeys(wanted))
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], bool], ...]:
+        """Each parameter's shape on one tensor rank, and whether it is trained."""
+        return tuple((self._local(name), value.grad) for name, value in self.block.parameters.items())
+
+    @cached_property
+    def held(self) -> int:
+        """Parameter elements of this rank before the pool shards them."""
+        return sum(prod(shape) for shape, _ in self.shapes)
+
+    @cached_property
+    def trained(self) -> int:
+        """Those of them that are trained."""
+        return sum(prod(shape) for shape, grad in self.shapes if grad)
+
+    def share(self, state: State) -> int:
+        """Over how many ranks a value in this state is spread."""
+        return self.n if state.kind == "S" else 1
+
+    def per_token(self, name: str, state: State) -> float:
+        """Bytes a token of a value on one rank."""
+        return size_of(self.block.value(name), 1) / self.share(state)
+
+    def _local(self, name: str) -> tuple[int, ...]:
+        state = stored(self.block, name, self.states[1])
+        shape = self.block.parameters[name].shape
+        return tuple(d // self.share(state) if i == state.dim else d for i, d in enumerate(shape))
 
 
-def work(graph: Graph, layouts: Mapping[str, Layout], seconds: Seconds) -> dict[str, BlockWork]:
-    """The work of every block."""
-    return {name: _block_work(block, layouts.get(name, Layout()), seconds) for name, block in graph.blocks.items()}
+def size_of(value: Tensor, tokens: int) -> float:
+    """Bytes of a whole value."""
+    return float(SIZES[value.dtype] * prod(tokens if d == TOKENS else d for d in value.shape))
 
 
-def _block_work(block: Block, layout: Layout, seconds: Seconds) -> BlockWork:
-    made, needs = states(block, layout)
-    values = block.values()
-    compute = {kind: Times() for kind in (*KINDS.values(), "elementwise")}
-    for node in block.nodes:
-        cut = layout.cuts.get(node.name, WHOLE)
-        kind = KINDS.get(op_of(node).kind, "elementwise")
-        compute[kind] += seconds.op(node, rule_for(node, values, cut), cut, block)
-    shapes = tuple((_local(block, p, needs, seconds.tensor.size), v.grad) for p, v in block.parameters.items())
-    held = sum(prod(shape) for shape, _ in shapes)
-    trained = sum(prod(shape) for shape, grad in shapes if grad)
-    return BlockWork(compute, _tensor(block, layout, made, needs, seconds), _kept(block, made, needs, seconds), held, trained, shapes)
+def work(laid: Laid, seconds: Seconds) -> BlockWork:
+    """The work of one block."""
+    compute = {kind: Times() for kind in (*KINDS.values(), ELEMENTWISE)}
+    for node, rule, cut in laid.rules:
+        compute[KINDS.get(op_of(node).kind, ELEMENTWISE)] += seconds.op(node, rule, cut, laid.block)
+    return BlockWork(compute, _tensor(laid, seconds), _kept(laid, seconds), _scratch(laid, seconds))
 
 
-def _local(block: Block, name: str, needs: Mapping[str, tuple[State, ...]], n: int) -> tuple[int, ...]:
-    """A parameter's shape on one tensor rank."""
-    shape = block.parameters[name].shape
-    found = [s for node in block.nodes for r, s in zip(node.refs(), needs[node.name], strict=True) if r == name and s.kind == "S"]
-    return tuple(d // n if found and i == found[0].dim else d for i, d in enumerate(shape))
-
-
-def _tensor(block: Block, layout: Layout, made: Mapping[str, State], needs: Mapping[str, tuple[State, ...]], seconds: Seconds) -> Times:
+def _tensor(laid: Laid, seconds: Seconds) -> Times:
     """Every move once a value and state; replicated parameters read by cut ops reduce their gradient."""
     total = Times()
-    moves = dict.fromkeys((r, s) for node in block.nodes for r, s in zip(node.refs(), needs[node.name], strict=True))
-    losses = {n.name for n in block.nodes if n.op == "loss"}
-    moves |= dict.fromkeys((o, State.parse(layout.states.get(o, "R"))) for o in block.outputs if o not in losses)
-    for name, needed in moves:
-        value = block.value(name)
-        if name in block.parameters or name in block.buffers:
+    for name, needed in laid.moves:
+        if name in laid.block.buffers:
+            continue
+        value = seconds.values[laid.block.name][name]
+        if name in laid.block.parameters:
             if needed == Q and value.grad:
                 total += Times(0.0, seconds.move("all_reduce", seconds.size(value)))
             continue
-        change = conversion(made[name], needed)
-        if change is None:
-            continue
-        size = seconds.size(value)
-        forward, backward = (
-            0.0 if m.local else seconds.move(m.op, size / seconds.tensor.size if m.op == "all_to_all" else size)
-            for m in (change.forward, change.backward)
+        total += _moved(value, laid.states[0][name], needed, seconds)
+    return total
+
+
+def _moved(value: Tensor, made: State, needed: State, seconds: Seconds) -> Times:
+    change = conversion(made, needed)
+    if change is None:
+        return Times()
+    size, n = seconds.size(value), seconds.tensor.size
+    forward, backward = (
+        seconds.copied(value, n if move.op == "slice" else 1)
+        if move.local
+        else seconds.move(move.op, size / n if move.op == "all_to_all" else size)
+        for move in (change.forward, change.backward)
+    )
+    return Times(forward, backward if value.grad else 0.0)
+
+
+def _kept(laid: Laid, seconds: Seconds) -> dict[str, float]:
+    """Bytes from forward to backward: everything, or block inputs with what mixers made, or block inputs alone."""
+    made, tokens = laid.states[0], seconds.load.fullest
+    values = seconds.values[laid.block.name]
+
+    def total(kept: Iterator[tuple[str, State]]) -> float:
+        return sum(size_of(values[name], tokens) / laid.share(state) for name, state in kept)
+
+    edges = total((name, made[name]) for name, value in laid.block.inputs.items() if value.grad)
+    mixers = list(_attentions(laid.block))
+    mixed = total((node.name, made[node.name]) for node in mixers)
+    # Beside its output, attention keeps a log-sum-exp of 4 bytes a head and token.
+    sums = 4.0 * tokens * sum(node.value.shape[1] / laid.share(made[node.name]) for node in mixers)
+    return {"none": total(iter(laid.saved)) + sums, "regions": edges + mixed + sums, "full": edges}
+
+
+def _scratch(laid: Laid, seconds: Seconds) -> float:
+    """Bytes at most that one attention backward needs beside its operands."""
+    values = seconds.values[laid.block.name]
+    found = [0.0]
+    for node in _attentions(laid.block):
+        _, heads, _, width = values[node.refs()[0]].shape
+        kv_heads, share = values[node.refs()[1]].shape[1], laid.share(laid.states[0][node.name])
+        whole = attention_workspace(
+            tokens=seconds.load.fullest, heads=heads, kv_heads=kv_heads, head_dim=width, width=SIZES[node.value.dtype]
         )
-        total += Times(forward, backward if value.grad else 0.0)
-    return total
+        found.append(whole.high / share)
+    return max(found)
 
 
-def _kept(block: Block, made: dict[str, State], needs: dict[str, tuple[State, ...]], seconds: Seconds) -> dict[str, float]:
-    n = seconds.tensor.size
-
-    def size(name: str, state: State) -> float:
-        return seconds.size(block.value(name)) / (n if state.kind == "S" else 1)
-
-    edges = sum(size(name, made[name]) for name, value in block.inputs.items() if value.grad)
-    mixed = 0.0
-    for node in block.nodes:
-        if node.op == "attention":
-            heads = node.value.shape[1] / (n if made[node.name].kind == "S" else 1)
-            mixed += size(node.name, made[node.name]) + 4.0 * heads * seconds.load.tokens
-    everything = saved_bytes(block, made, needs, size) + mixed_lse(block, made, seconds)
-    return {"none": everything, "regions": edges + mixed, "full": edges}
-
-
-def mixed_lse(block: Block, made: Mapping[str, State], seconds: Seconds) -> float:
-    """Bytes of the log-sum-exps attention keeps: 4 a head and token."""
-    n = seconds.tensor.size
-    heads = sum(node.value.shape[1] / (n if made[node.name].kind == "S" else 1) for node in block.nodes if node.op == "attention")
-    return 4.0 * heads * seconds.load.tokens
-
-
-def logits_width(graph: Graph) -> tuple[int, int, int]:
-    """Vocabulary, width and element size of the head."""
-    for block in graph.blocks.values():
-        for node in block.nodes:
-            if node.op == "loss":
-                weight = block.value(node.refs()[1])
-                width = block.value(node.refs()[0]).shape[-1]
-                return prod(weight.shape) // width, width, SIZES[weight.dtype]
-    raise AssertionError("a graph ends in its loss")
-
-
-def model_flops(graph: Graph, tokens: int, pairs: float) -> float:
-    """Model FLOPs of one optimizer step: forward once, backward twice, causal attention by its pairs (half a square)."""
-    total = 0.0
-    for block in graph.blocks.values():
-        values = block.values()
-        for node in block.nodes:
-            kind = op_of(node).kind
-            if kind in ("matmul", "loss"):
-                rule = rule_for(node, values, WHOLE)
-                points = prod(s for s in block.value(node.refs()[1]).shape) * tokens if kind == "loss" else rule.points(tokens)
-                total += graph.counts[block.name] * 6.0 * points
-            if kind == "attention":
-                shape = block.value(node.refs()[0]).shape
-                causal = dict(node.kwargs)["causal"]
-                total += graph.counts[block.name] * 12.0 * shape[1] * shape[3] * pairs * (1 if causal else 2)
-    return total
-
-
+def _attentions(block: Block) -> Iterator[Node]:
+    return (node for node in block.nodes if node.op == "attention")

@@ -1,0 +1,145 @@
+"""What must hold of every plan, after every pass: one small function a rule, each naming what breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.conversion import convertible
+from fourfold.ir.ops import rules
+from fourfold.ir.plan import RECOMPUTE, Layout, Plan
+from fourfold.ir.rule import State, divides
+from fourfold.ir.states import states_of
+
+Rule = Callable[[Plan], Iterator[str]]
+
+
+def degrees_fill_the_machine(plan: Plan) -> Iterator[str]:
+    """The degrees multiply to the ranks of the machine the plan carries."""
+    mesh, ranks = plan.mesh, ranks_of(plan.machine)
+    if min(mesh.dp, mesh.tp, mesh.pp, mesh.sp) < 1:
+        yield f"degrees are at least 1, not dp={mesh.dp} tp={mesh.tp} pp={mesh.pp} sp={mesh.sp}"
+    if ranks is not None and mesh.ranks != ranks:
+        yield f"{mesh} is {mesh.ranks} ranks, and the machine has {ranks}"
+
+
+def zero_is_a_stage(plan: Plan) -> Iterator[str]:
+    """ZeRO 0 to 3."""
+    if plan.zero not in (0, 1, 2, 3):
+        yield f"ZeRO stages are 0, 1, 2 and 3, not {plan.zero}"
+
+
+def micro_steps_hold_the_workload(plan: Plan) -> Iterator[str]:
+    """A micro-step holds the longest sequence, in whole buckets that the tensor axis can cut."""
+    if plan.micro_steps < 1:
+        yield f"a step has at least one micro-step, not {plan.micro_steps}"
+    if plan.bucket < 1 or plan.bucket % plan.mesh.tp:
+        yield f"buckets of {plan.bucket} tokens cannot be cut by tp={plan.mesh.tp}"
+    elif plan.capacity % plan.bucket:
+        yield f"a capacity of {plan.capacity} tokens is not whole buckets of {plan.bucket}"
+    if plan.capacity < plan.workload.longest:
+        yield f"a capacity of {plan.capacity} tokens is less than the longest sequence, {plan.workload.longest}"
+
+
+def calls_have_a_recompute_mode(plan: Plan) -> Iterator[str]:
+    """One known word for every call, or none at all before it is decided."""
+    modes, calls = plan.recompute, len(plan.graph.calls)
+    if modes and len(modes) != calls:
+        yield f"{len(modes)} recompute modes for {calls} calls"
+    yield from (
+        f"recompute {mode!r} is none of {', '.join(RECOMPUTE)}"
+        for mode in dict.fromkeys(modes)
+        if mode not in RECOMPUTE
+    )
+
+
+def cuts_are_legal(plan: Plan) -> Iterator[str]:
+    """Every cut is one that a rule of its op allows on this axis, and names a node of its block."""
+    for name, layout in plan.layouts.items():
+        if name not in plan.graph.blocks:
+            yield f"there is a layout for {name!r}, which is no block of {plan.graph.name}"
+            continue
+        block = plan.graph.blocks[name]
+        values, nodes = block.values(), {node.name: node for node in block.nodes}
+        for node, cut in layout.cuts.items():
+            if node not in nodes:
+                yield f"{name} has no op {node!r} to cut"
+            elif not any(cut in rule.cuts(plan.mesh.tp) for rule in rules(nodes[node], values)):
+                yield f"tp={plan.mesh.tp} cannot cut {cut} of {name}.{node}"
+        for value, state in layout.states.items():
+            if state != "R" and not _divided(values[value].shape, State.parse(state), plan.mesh.tp):
+                yield f"tp={plan.mesh.tp} cannot cut {value} of {name} as {state}"
+
+
+def values_can_be_moved(plan: Plan) -> Iterator[str]:
+    """Each reader can have what it needs from what is made; a parameter is stored in one way."""
+    for name, block in plan.graph.blocks.items():
+        made, needs = states_of(block, plan.layouts.get(name, Layout()))
+        cuts: dict[str, State] = {}
+        for node in block.nodes:
+            for value, state in zip(node.refs(), needs[node.name], strict=True):
+                if value in made and not convertible(made[value], state):
+                    yield f"{name}.{node.name} needs {value} as {state}, and it is made as {made[value]}"
+                if value in block.parameters and state.kind == "S" and cuts.setdefault(value, state) != state:
+                    yield f"{name}.{value} is cut as {cuts[value]} and as {state}"
+
+
+def calls_agree_on_states(plan: Plan) -> Iterator[str]:
+    """A value leaves one block in the state in which the next takes it."""
+    calls, seen = plan.graph.calls, set()
+    for call in calls:
+        block = plan.graph.blocks[call.block]
+        for name, source in zip(block.inputs, call.sources, strict=True):
+            giver = None if source.call < 0 else calls[source.call].block
+            output = "" if giver is None else plan.graph.blocks[giver].outputs[source.output]
+            key = call.block, name, giver, output
+            if key in seen:
+                continue
+            seen.add(key)
+            given, taken = _state(plan.layouts, giver, output), _state(plan.layouts, call.block, name)
+            if taken != given:
+                yield f"{call.block} takes {name} as {taken}, and {giver} gives {given}"
+
+
+RULES: tuple[Rule, ...] = (
+    degrees_fill_the_machine,
+    zero_is_a_stage,
+    micro_steps_hold_the_workload,
+    calls_have_a_recompute_mode,
+    cuts_are_legal,
+    values_can_be_moved,
+    calls_agree_on_states,
+)
+
+
+def complaints(plan: Plan) -> tuple[str, ...]:
+    """Everything that is wrong with a plan; a rule that meets what an earlier one refused may not look further."""
+    for rule in RULES:
+        found = tuple(rule(plan))
+        if found:
+            return found
+    return ()
+
+
+def check(plan: Plan) -> Plan:
+    """The plan itself. Raises UsageError when a rule is broken: a plan from a file may have been edited."""
+    found = complaints(plan)
+    if found:
+        raise UsageError(f"the plan cannot be run: {'; '.join(found[:3])}; plan again")
+    return plan
+
+
+def ranks_of(machine: Mapping[str, object]) -> int | None:
+    """Ranks of a machine's snapshot; None where it holds no machine."""
+    inner = machine.get("machine")
+    if not isinstance(inner, Mapping):
+        return None
+    return sum(int(group["count"] * group["node"]["devices"]) for group in inner["groups"])
+
+
+def _state(layouts: Mapping[str, Layout], block: str | None, name: str) -> str:
+    return "R" if block is None or block not in layouts else layouts[block].states.get(name, "R")
+
+
+def _divided(shape: tuple[int, ...], state: State, n: int) -> bool:
+    return state.kind == "S" and 0 <= state.dim < len(shape) and divides(n, shape[state.dim])

@@ -1,0 +1,93 @@
+"""What the user pinned: degrees and settings by name, cuts by module name; all checked before anything is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.graph import Block, Graph, Node
+from fourfold.ir.ops import op_of, rules
+from fourfold.ir.plan import RECOMPUTE, Plan
+from fourfold.ir.rule import WHOLE
+
+DEGREES = ("dp", "tp", "pp", "sp")
+COUNTS = ("zero", "capacity", "micro_steps")
+PINS = (*DEGREES, *COUNTS, "recompute")
+"""Pins that name a degree or a setting; any other pin is a module name (globs allowed) with a label to cut."""
+
+CUTTABLE = ("matmul", "attention", "gather", "loss", "norm")
+"""Kinds of ops that a pin by module name reaches."""
+
+
+def number(pins: Mapping[str, str | int], name: str) -> int | None:
+    """The whole number a pin gives; None when it is not pinned. Raises UsageError for anything else."""
+    if name not in pins:
+        return None
+    text = str(pins[name])
+    if not text.isdigit() or (int(text) == 0 and name != "zero"):
+        raise UsageError(f"pin {name}={text}: give a whole number of at least {0 if name == 'zero' else 1}")
+    return int(text)
+
+
+def check_pins(plan: Plan) -> None:
+    """Raises UsageError for the first pin that no plan could keep."""
+    pins, graph = plan.pins, plan.graph
+    for name in (*DEGREES, *COUNTS):
+        number(pins, name)
+    for axis in ("pp", "sp"):
+        if number(pins, axis) not in (None, 1):
+            planned = "this version plans data (dp) and tensor (tp) degrees"
+            raise UsageError(f"pin {axis}={pins[axis]} is not available: {planned}; pin {axis}=1, or leave it out")
+    if (number(pins, "zero") or 0) > 3:
+        raise UsageError(f"pin zero={pins['zero']}: ZeRO stages are 0, 1, 2 and 3")
+    if pins.get("recompute", RECOMPUTE[0]) not in RECOMPUTE:
+        raise UsageError(f"pin recompute={pins['recompute']}: it may be {', '.join(RECOMPUTE[:-1])} or {RECOMPUTE[-1]}")
+    capacity, longest = number(pins, "capacity"), plan.workload.longest
+    if capacity is not None and capacity < longest:
+        raise UsageError(f"pin capacity={capacity}: a micro-step must hold the longest sequence, {longest} tokens")
+    _check_tensor_pin(graph, number(pins, "tp") or 1)
+    pinned_cuts(plan)
+
+
+def pinned_cuts(plan: Plan) -> dict[tuple[str, str], str]:
+    """Pins by module glob as (block, node) -> label. Raises UsageError when a glob matches nothing."""
+    found: dict[tuple[str, str], str] = {}
+    for pattern, label in plan.pins.items():
+        if pattern in PINS:
+            continue
+        matched = [key for key, name in _cuttable(plan.graph) if _matches(name, pattern)]
+        if not matched:
+            names = ", ".join(name for _, name in list(_cuttable(plan.graph))[:8])
+            settings = ", ".join(PINS)
+            raise UsageError(f"pin {pattern!r} matches no op; pin one of {settings} or a module such as {names}")
+        found.update(dict.fromkeys(matched, str(label)))
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A glob over the whole name, or over its end from some dot on."""
+    return fnmatch(name, pattern) or fnmatch(name, f"*.{pattern}")
+
+
+def _cuttable(graph: Graph) -> Iterator[tuple[tuple[str, str], str]]:
+    for block in graph.blocks.values():
+        for node in block.nodes:
+            if op_of(node).kind in CUTTABLE:
+                yield (block.name, node.name), f"{block.name}.{node.name}"
+
+
+def _check_tensor_pin(graph: Graph, tp: int) -> None:
+    """Raises the error of a pinned degree that cannot cut the heads."""
+    for block in graph.blocks.values():
+        for node in block.nodes:
+            if node.op == "attention" and all(rule.cuts(tp) == (WHOLE,) for rule in rules(node, block.values())):
+                raise UsageError(_indivisible(block, node, tp))
+
+
+def _indivisible(block: Block, node: Node, tp: int) -> str:
+    heads = block.value(node.refs()[0]).shape[1]
+    legal = [str(k) for k in range(1, heads + 1) if heads % k == 0]
+    where = ".".join(part for part in (block.name, node.module) if part)
+    may = f"{', '.join(legal[:-1])} or {legal[-1]}" if len(legal) > 1 else legal[0]
+    return f"tp={tp} cannot cut label h of {where}: {heads} heads; tp may be {may}"

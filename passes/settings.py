@@ -1,0 +1,75 @@
+"""The settings of one mesh worth pricing: ZeRO stages, and how many micro-steps of what capacity make a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+
+from fourfold.ir.plan import Plan
+from fourfold.passes.load import rounded
+from fourfold.passes.pins import number
+
+DENSE = 16
+"""Every number of micro-steps up to this one is tried, above it steps of a fifth."""
+
+SPARE = 1.05
+"""Room in a micro-step beyond its mean, so that sequences of many lengths can be dealt."""
+
+
+def settings(plan: Plan) -> Iterator[Plan]:
+    """Plans of one mesh that differ in ZeRO stage, capacity and number of micro-steps; pins respected.
+
+    A pool of one rank has nothing to shard; ZeRO 2 differs from 1 only when several micro-steps reduce.
+    """
+    pinned = number(plan.pins, "zero")
+    stages = (0,) if plan.mesh.pool == 1 else (0, 1, 2, 3)
+    for zero in stages if pinned is None else (pinned,):
+        for capacity, steps in _micro_steps(plan):
+            if zero != 2 or steps > 1 or pinned == 2:
+                yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps)
+
+
+def _micro_steps(plan: Plan) -> Iterator[tuple[int, int]]:
+    """(capacity, micro-steps) without repeats, from one large micro-step to many small ones."""
+    capacity, count = number(plan.pins, "capacity"), number(plan.pins, "micro_steps")
+    if capacity is not None:
+        tried = [rounded(capacity, plan.bucket)]
+    elif count is not None:
+        tried = [_capacity(plan, count)]
+    else:
+        tried = [_capacity(plan, n) for n in _counts(plan)]
+    for size in dict.fromkeys(tried):
+        yield size, _steps(plan, size)
+
+
+def most_micro_steps(plan: Plan) -> int:
+    """The most micro-steps worth trying: one longest sequence each."""
+    return ceil(ceil(plan.workload.tokens / plan.mesh.pool) / plan.workload.longest)
+
+
+def _counts(plan: Plan) -> Iterator[int]:
+    """1, 2, 3, .. and then ever sparser."""
+    n, most = 1, most_micro_steps(plan)
+    while n < most:
+        yield n
+        n = n + 1 if n < DENSE else ceil(n * 1.2)
+    yield most
+
+
+def _capacity(plan: Plan, steps: int) -> int:
+    """Tokens a rank's micro-step must hold so that `steps` of them hold the workload, whole sequences each."""
+    workload, bins = plan.workload, plan.mesh.pool * steps
+    if len(workload.lengths) == 1:
+        tokens = ceil(workload.sequences / bins) * workload.longest
+    else:
+        tokens = max(workload.longest, int(SPARE * workload.tokens / bins))
+    return rounded(tokens, plan.bucket)
+
+
+def _steps(plan: Plan, capacity: int) -> int:
+    """Micro-steps of this capacity that a step takes, as batches are dealt."""
+    workload, pool = plan.workload, plan.mesh.pool
+    if len(workload.lengths) == 1:
+        return ceil(workload.sequences / (pool * (capacity // workload.longest)))
+    return ceil(workload.tokens / (pool * capacity))
