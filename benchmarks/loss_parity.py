@@ -36,6 +36,8 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
 
 STEPS = 50
+RATE, WARMUP, CLIP = 3e-4, 10, 1.0
+"""Learning rate, steps to reach it, and the gradient's largest norm: without spikes, which would drown any difference."""
 ALLOWED = 3.0
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -57,12 +59,14 @@ def trained(plan: Plan, config: LlamaConfig, length: int, *, reorder: bool = Fal
         model = Llama(config)
     program = Program(model, plan, plan.graph, Options(device=None if on == "cuda" else torch.device("cpu")))
     program.init(0)
-    optimizer = torch.optim.AdamW(program.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(program.parameters(), lr=RATE)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1)).tolist()
 
     def step(number: int) -> float:
         batch = text(number, config, length)
         loss = program.step([batch[i] for i in order] if reorder else batch)
+        program.clip_grad_norm_(CLIP)
+        _warm(optimizer, number)
         optimizer.step()
         optimizer.zero_grad()
         return loss
@@ -84,7 +88,7 @@ def plain(plan: Plan, config: LlamaConfig, length: int, *, on: str) -> list[floa
     weights = {name: _whole(value).detach().clone().requires_grad_() for name, value in single.named_parameters()}
     compute: torch.dtype = getattr(torch, plan.precision.compute)
     module = Llama(config).to(device)
-    optimizer = torch.optim.AdamW(list(weights.values()), lr=1e-3)
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=RATE)
     found = []
     for number in range(STEPS):
         batch = torch.stack(text(number, config, length)).to(device)
@@ -96,10 +100,17 @@ def plain(plan: Plan, config: LlamaConfig, length: int, *, on: str) -> list[floa
             loss = loss / (batch.shape[0] * (length - 1))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), CLIP)
+        _warm(optimizer, number)
         optimizer.step()
         optimizer.zero_grad()
         found.append(float(total))
     return found
+
+
+def _warm(optimizer: torch.optim.Optimizer, number: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = RATE * min(1.0, (number + 1) / WARMUP)
 
 
 def _whole(value: Tensor) -> Tensor:
