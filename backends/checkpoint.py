@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import socket
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from fourfold.backends.checkpoint_index import (
     Index,
     Position,
     check,
+    doubt,
     files,
     flush,
     line,
@@ -113,13 +115,14 @@ def save(folder: Path, contents: Contents, index: Index, ranks: Ranks) -> None:
         raise
 
 
-def load(folder: Path, contents: Contents, ranks: Ranks) -> Position:
+def load(folder: Path, contents: Contents, ranks: Ranks, *, computes: str) -> Position:
     """Reads a checkpoint into `contents`, and the random generators; returns where the run stood. A collective.
 
     With as many ranks as it was saved from, each rank gets its own generators and stateful objects back; else
     generators are seeded from the run's seed and step, and stateful objects get what rank 0's held. Raises RunError on
     every rank for a folder without a checkpoint, a damaged one, or one of another model or optimizer; after damage
-    found late, the program's weights are a mixture.
+    found late, the program's weights are a mixture. Warns on rank 0 when the checkpoint is of a model with the same
+    tensors whose `computes` (checkpoint_index.computation) is another.
     """
     text = ""
     with together():
@@ -143,6 +146,9 @@ def load(folder: Path, contents: Contents, ranks: Ranks) -> Position:
         for name, thing in contents.stateful.items():
             thing.load_state_dict(mine["stateful"][name])
         _set_rng(mine["rng"] if alike else None, index.position, ranks)
+    doubts = doubt(index, computes, folder)
+    if doubts and ranks.rank == 0:
+        warnings.warn(doubts, stacklevel=3)
     return index.position
 
 

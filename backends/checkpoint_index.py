@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fourfold.hardware.errors import RunError, UsageError
+from fourfold.ir.graph import Graph
 from fourfold.ir.serial import from_plain
 
 SCHEMA = "fourfold.checkpoint/1"
@@ -35,11 +37,15 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What checkpoint.json says: the data folder, whose it is, and the shape of each of the model's tensors."""
+    """What checkpoint.json says: the data folder, whose it is, and the shape of each of the model's tensors.
+
+    `computation` is a digest of what the model computes, whatever its precision.
+    """
 
     data: str
     model: str
     fingerprint: str
+    computation: str
     plan: str
     ranks: int
     position: Position
@@ -95,6 +101,29 @@ def require(index: Index, asked: Iterable[str], folder: Path) -> None:
     for name in asked:
         if name not in held:
             raise RunError(f"checkpoint {folder} holds no {name}: beside weights it has {', '.join(held) or 'nothing'}")
+
+
+def computation(graph: Graph) -> str:
+    """A digest of the ops, their shapes and settings: the same for every precision, and for frozen parameters."""
+    steps = [
+        [
+            (n.op.split(".")[0], n.value.shape, [kv for kv in n.kwargs if kv[0] != "dtype"])
+            for n in block.nodes
+            if n.op != "cast"
+        ]
+        for block in (graph.blocks[call.block] for call in graph.calls)
+    ]
+    return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
+
+
+def doubt(index: Index, computes: str, folder: Path) -> str | None:
+    """What to say when a model of the same tensors computes otherwise than the one the checkpoint is of."""
+    if index.computation == computes:
+        return None
+    return (
+        f"checkpoint {folder} fits this model's tensors, but was saved by a model that computes otherwise (another "
+        "number of heads, another scale, another activation?) or another torch: see that its loss is the same"
+    )
 
 
 def _difference(name: str, here: tuple[int, ...] | None, there: tuple[int, ...] | None) -> str:

@@ -17,12 +17,13 @@ from fourfold.backends import batching, checkpoint, compat, skeleton, weights
 from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
 from fourfold.backends.checkpoint import Contents
-from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, version
+from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.sequences import limits_of
+from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.rule import State
@@ -54,6 +55,7 @@ class Program:
         self.sequences_seen = 0
         self.steps_done = 0
         self.seed = 0
+        self.filled = False
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter once, as DTensors: what an optimizer takes."""
@@ -74,7 +76,7 @@ class Program:
             unset = self._fill(source)
             weights.require_all(unset, f"{type(self.model).__name__}'s own initialisation")
         same(weights.checksums(source.kept), "what no initialiser writes must be built alike on every rank")
-        self.seed = seed
+        self.seed, self.filled = seed, True
 
     def copy_from(self, model: nn.Module) -> None:
         """Takes the weights of a plain module with the same parameters, whole and the same on every rank."""
@@ -82,6 +84,7 @@ class Program:
         with together():
             weights.require_all(self._fill(source.get), f"this {type(model).__name__}")
         same(weights.checksums(source), "the model must hold the same weights on every rank")
+        self.filled = True
 
     def full_state_dict(self, *, everywhere: bool = False) -> dict[str, Tensor]:
         """The weights as the plain model's state_dict, whole, on the CPU; empty beyond rank 0 unless `everywhere`.
@@ -97,12 +100,14 @@ class Program:
         stateful: anything with state_dict() and load_state_dict() (a sampler, a schedule, another optimizer), by names
         to load it under. A collective. Raises RunError on every rank when it cannot be written.
         """
+        self._require_weights()
         with together():
             contents = Contents.of(self.root, optimizer, stateful)
         index = Index(
             data="",
             model=self.graph.name,
             fingerprint=self.graph.fingerprint,
+            computation=computation(self.graph),
             plan=f"{self.plan.mesh}, ZeRO {self.plan.zero}, {self.plan.precision}",
             ranks=self.ranks.world,
             position=Position(self.steps_done, self.sequences_seen, self.tokens_seen, self.seed),
@@ -122,7 +127,8 @@ class Program:
         """
         with together():
             contents = Contents.of(self.root, optimizer, stateful)
-        position = checkpoint.load(Path(folder), contents, self.ranks)
+        position = checkpoint.load(Path(folder), contents, self.ranks, computes=computation(self.graph))
+        self.filled = True
         self.steps_done, self.sequences_seen = position.steps, position.sequences
         self.tokens_seen, self.seed = position.tokens, position.seed
 
@@ -152,6 +158,7 @@ class Program:
         return clip_grad_norm_(self.parameters(), limit)
 
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
+        self._require_weights()
         docs = agreed(batch, self.limits, self.aside)
         dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
         total = float(sum(float(d.weights.double().sum()) for d in docs))
@@ -181,6 +188,10 @@ class Program:
         if zero < 3:
             self.root.set_reshard_after_backward(last)
 
+    def _require_weights(self) -> None:
+        if not self.filled:
+            raise UsageError("the weights are not set yet: call init(seed), load(folder) or copy_from(model) first")
+
     def _fill(self, source: weights.Lookup) -> tuple[str, ...]:
         place = weights.tensor_part(self._cuts(), self.ranks.tensor.rank, self.ranks.tensor.size)
         return weights.fill(self.root, self.graph, source, place)
@@ -205,7 +216,7 @@ class Program:
         keep: dict[str, Any] = {"mesh": self.ranks.data, "mp_policy": policy}
         self.engine.place(root)
         # The head and the block before it are what the backward needs first: gathered again, nothing would hide it.
-        anew = {index: self.plan.zero == 3 for index in (*self.engine.units,)[:-2]}
+        anew = dict.fromkeys((*self.engine.units,)[:-2], self.plan.zero == 3)
         for index, containers in self.engine.units.items():
             unit: Any = list(containers) if len(containers) > 1 else containers[0]
             fully_shard(unit, reshard_after_forward=anew.get(index, False), **keep)

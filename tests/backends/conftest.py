@@ -27,11 +27,13 @@ VOCABULARY = 58
 Make = Callable[[], nn.Module]
 
 
-def llama() -> nn.Module:
+def llama(heads: int = 2, kv_heads: int = 2, frozen: bool = False) -> nn.Module:
     """Odd sizes on purpose: the shards of two and of three ranks differ in rows."""
     torch.manual_seed(0)
-    sizes = {"vocabulary": VOCABULARY, "width": 20, "heads": 2, "kv_heads": 2, "feed_forward": 34}
-    return Llama(LlamaConfig(layers=2, **sizes))
+    config = LlamaConfig(VOCABULARY, 20, layers=2, heads=heads, kv_heads=kv_heads, feed_forward=34)
+    model = Llama(config)
+    model.head.weight.requires_grad_(not frozen)
+    return model
 
 
 def gpt(dropout: float = 0.0) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,34 @@ def test_another_model_is_named_by_its_tensors(folder: Path, tiny: Any) -> None:
     assert "is of another model (Llama, fingerprint " in text
     assert "tokens.weight is [58, 20] here and absent in the checkpoint" in text
     assert text.endswith("; ...")
+
+
+def test_the_same_tensors_in_another_computation_are_doubted(folder: Path, tiny: Any) -> None:
+    """Two heads of ten or one of twenty: nothing in the weights tells them apart."""
+    wide = functools.partial(tiny.llama, heads=1, kv_heads=1)
+    frozen = functools.partial(tiny.llama, frozen=True)
+
+    def work(rank: int) -> list[list[str]]:
+        said = []
+        for case in cases:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                case.program().load(folder)
+            said.append([str(w.message) for w in caught if "checkpoint" in str(w.message)])
+        return said
+
+    cases = [tiny.case(wide), tiny.case(frozen), tiny.case(tiny.llama, dtype="float32")]
+    ((other, *same),) = run(work, 1)
+    assert len(other) == 1
+    assert "fits this model's tensors, but was saved by a model that computes otherwise" in other[0]
+    assert same == [[], []]
+
+
+def test_weights_must_be_set_before_a_step(tiny: Any) -> None:
+    case = tiny.case(tiny.llama)
+    text = "the weights are not set yet: call init(seed), load(folder) or copy_from(model) first"
+    assert run(lambda rank: raised(lambda: case.program().step(tiny.batch(0))), 1) == (("UsageError", text),)
+    assert run(lambda rank: raised(lambda: case.program().save("nowhere")), 1)[0][0] == "UsageError"
 
 
 @pytest.mark.parametrize("how", ["full disk", "killed", "one rank fails"])

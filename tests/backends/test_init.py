@@ -265,3 +265,22 @@ def test_values_that_differ_between_ranks_are_refused(tiny: Any) -> None:
     case = tiny.case(tiny.llama, 2)
     text = "the model must hold the same weights on every rank: head.weight differs between rank 0 and rank 1"
     assert run(work, 2) == (text, text)
+
+
+@pytest.mark.slow
+def test_models_of_transformers_begin_as_they_do_there() -> None:
+    """Their rule, which scales GPT-2's residual projections from outside; and rotary tables, from no data at all."""
+    hf = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llama = hf.LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=100)
+    gpt = hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=100, n_positions=64)
+    for kind, config in ((hf.LlamaForCausalLM, llama), (hf.GPT2LMHeadModel, gpt)):
+        with torch.device("meta"):
+            bare = kind(config)
+        made, real = source(bare), kind(config)
+        wanted = {**dict(real.named_parameters()), **dict(real.named_buffers())}
+        for name, value in wanted.items():
+            found = made(name)
+            assert found is not None, name
+            assert float(found.std()) == pytest.approx(float(value.std()), rel=0.15), name
+            assert value.numel() > 64 or torch.equal(found, value), name
