@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor
 
 Work = Callable[[], object]
 
@@ -31,32 +32,48 @@ class Clock:
     least: int = 3
     budget: float = 0.05
 
-    def seconds(self, work: Work, *, replay: bool = True) -> float:
-        """The median time of `work`; `replay` allows a GPU to run it from a graph, without the host."""
+    def seconds(self, work: Work) -> float:
+        """The median time of `work`; a GPU runs it from a graph, without the host, where it can be captured."""
         if self.device.type == "cuda":
-            return self._on_gpu(_replayed(work) if replay else None, work)
-        work()
-        found: list[float] = []
-        stop = time.perf_counter() + self.budget
-        while len(found) < self.least or (len(found) < ROUNDS and time.perf_counter() < stop):
-            started = time.process_time()
-            work()
-            found.append(time.process_time() - started)
-        return median(found) * self.share
+            run = _replayed(work) or _many(work)
+            return self._median(lambda: (self._spent(run) / QUEUED,))[0]
+        return self._median(lambda: (self._spent(work),))[0]
 
-    def _on_gpu(self, queued: Work | None, work: Work) -> float:
-        run = queued or _many(work)
-        run()
-        found: list[float] = []
+    def queued(self, work: Work) -> float:
+        """The median device time of `work` launched by the host several times in a row."""
+        return self._median(lambda: (self._spent(_many(work)) / QUEUED,))[0]
+
+    def both(self, forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> tuple[float, float]:
+        """The median times of a forward, and of the backward of what it gave."""
+
+        def once() -> tuple[float, float]:
+            made: list[Tensor] = []
+            ahead = self._spent(lambda: made.append(forward()))
+            return ahead, self._spent(lambda: backward(made[0]))
+
+        ahead, back = self._median(once)
+        return ahead, back
+
+    def _median(self, once: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+        """Medians over as many runs as the budget allows, after one that warms up."""
+        once()
+        found: list[tuple[float, ...]] = []
         stop = time.perf_counter() + self.budget
         while len(found) < self.least or (len(found) < ROUNDS and time.perf_counter() < stop):
+            found.append(once())
+        return tuple(median(column) for column in zip(*found, strict=True))
+
+    def _spent(self, work: Work) -> float:
+        if self.device.type == "cuda":
             started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             started.record()
-            run()
+            work()
             ended.record()
             ended.synchronize()
-            found.append(started.elapsed_time(ended) / 1e3 / QUEUED)
-        return median(found)
+            return float(started.elapsed_time(ended)) / 1e3
+        begun = time.process_time()
+        work()
+        return (time.process_time() - begun) * self.share
 
 
 def cores() -> int:

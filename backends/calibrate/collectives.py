@@ -9,11 +9,13 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fourfold.backends.calibrate.ask import Ask
 from fourfold.backends.calibrate.clock import Clock
 from fourfold.hardware.machine import Anchors, Overlap
 
+ops = torch.ops._c10d_functional
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 IN_FLIGHT = 4
 """Collectives that run beside products, one after the other."""
@@ -63,17 +65,19 @@ def _anchors(ask: Ask, group: Group) -> Iterator[Anchors]:
 
 
 def _call(op: str, size: int, group: Group) -> Callable[[], object]:
-    """One collective on `size` bytes, counted as the cost model counts them."""
+    """One collective on `size` bytes, counted as the cost model counts them, as the program issues it."""
     elements = max(group.size, size // 4)
+    elements -= elements % group.size
     whole = torch.randn(elements, device=group.device)
-    part = torch.randn(elements // group.size, device=group.device)
-    calls: dict[str, Callable[[], object]] = {
-        "all_reduce": lambda: dist.all_reduce(whole, group=group.group),
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group.group),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group.group),
-        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group.group),
+    part, name = whole[: elements // group.size].clone(), group.group.group_name
+    rows = [elements // group.size] * group.size
+    calls: dict[str, Callable[[], Tensor]] = {
+        "all_reduce": lambda: ops.all_reduce(whole, "sum", name),
+        "all_gather": lambda: ops.all_gather_into_tensor(part, group.size, name),
+        "reduce_scatter": lambda: ops.reduce_scatter_tensor(whole, "sum", group.size, name),
+        "all_to_all": lambda: ops.all_to_all_single(whole, rows, rows, name),
     }
-    return calls[op]
+    return lambda: ops.wait_tensor(calls[op]())
 
 
 def _seconds(ask: Ask, group: Group, call: Callable[[], object], size: int) -> float:
@@ -83,7 +87,7 @@ def _seconds(ask: Ask, group: Group, call: Callable[[], object], size: int) -> f
     """
     if group.device.type == "cuda":
         rounds = 4 if size > 2**26 else 8
-        return Clock(group.device, least=rounds, budget=0.0).seconds(call, replay=False)
+        return Clock(group.device, least=rounds, budget=0.0).queued(call)
     rounds = (8 if size > 2**20 else 16) * (1 if ask.quick else 3)
     call()
     dist.barrier(group.group)

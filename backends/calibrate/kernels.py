@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,10 @@ from fourfold.backends.kernels.attention import attend
 from fourfold.backends.kernels.documents import Documents
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-CHAIN = 4
-"""Elementwise ops in a row, so that what autograd does once is shared by several."""
+FOOTPRINT = 48e6
+"""Bytes that a round of kernels works on: more than a rank's share of any cache."""
+MOST = 256
+"""Kernels of one round at most."""
 ROW = 256
 """Elements of the last dimension of elementwise operands."""
 LAUNCHES = 200
@@ -67,11 +69,21 @@ def _products(clock: Clock, ask: Ask, dtype: str) -> Iterator[Point]:
     """The three products of each linear layer: forward, the gradient of its input, that of its weight."""
     kind = DTYPES[dtype]
     for tokens, outputs, inputs in ask.products if dtype == ask.dtypes[0] else ask.products[:6]:
-        x, w, g = (_random(clock, shape, kind) for shape in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
-        flops = 2.0 * tokens * outputs * inputs
-        moved = float(kind.itemsize * (x.numel() + w.numel() + g.numel()))
-        pairs = ((x, w.t()), (g, w), (g.t(), x))
-        yield from (Point(flops, moved, clock.seconds(partial(torch.mm, *pair))) for pair in pairs)
+        shapes = ((tokens, inputs), (outputs, inputs), (tokens, outputs))
+        moved = float(kind.itemsize * sum(rows * columns for rows, columns in shapes))
+        sets = [[_random(clock, shape, kind) for shape in shapes] for _ in range(min(12, _several(3 * moved)))]
+        for pair in ([(x, w.t()) for x, w, _ in sets], [(g, w) for _, w, g in sets], [(g.t(), x) for x, _, g in sets]):
+            seconds = clock.seconds(partial(_each, pair)) / len(sets)
+            yield Point(2.0 * tokens * outputs * inputs, moved, seconds)
+
+
+def _each(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [a @ b for a, b in pairs]
+
+
+def _several(moved: float) -> int:
+    """How many sets of operands are worked on in turn, so that none waits in a cache as no model's would."""
+    return int(min(MOST, max(2, FOOTPRINT / moved)))
 
 
 def _rate(clock: Clock, dtype: str) -> float:
@@ -83,53 +95,50 @@ def _rate(clock: Clock, dtype: str) -> float:
 
 def _stream(clock: Clock, size: int) -> Point:
     """A plain elementwise kernel that reads two operands and writes one."""
-    x, a, b, g = (_random(clock, (size // ROW, ROW)) for _ in range(4))
-    moved = 3.0 * size * x.itemsize
+    passes = 4.0 * size
     if clock.device.type == "cuda":
-        return Point(0.0, moved, clock.seconds(lambda: torch.add(x, a, out=b)))
-    x.requires_grad_()
+        a, b, out = (_random(clock, (size // ROW, ROW)) for _ in range(3))
+        return Point(0.0, 3 * passes, clock.seconds(lambda: torch.add(a, b, out=out)))
+    others = [_random(clock, (size // ROW, ROW)) for _ in range(_several(3 * passes))]
+    forward, backward = _chain(clock, size, [partial(_scaled, a) for a in others])
+    return Point(0.0, 3 * passes, (forward + backward) / 3)  # a product and a sum forward, a product backward
 
-    def forward() -> Tensor:
-        y = x
-        for _ in range(CHAIN):
-            y = y * a + b
-        return y
 
-    both = clock.seconds(lambda: torch.autograd.grad(forward(), x, g))
-    return Point(0.0, moved, both / (3 * CHAIN))  # a product and a sum forward, a product backward
+def _scaled(a: Tensor, y: Tensor) -> Tensor:
+    return y * a + a
 
 
 def _special(clock: Clock, size: int) -> Point:
     """A kernel that evaluates an exponential for each element."""
-    x, g = (_random(clock, (size // ROW, ROW)) for _ in range(2))
+    passes = 4.0 * size
     if clock.device.type == "cuda":
-        return Point(0.0, 2.0 * size * x.itemsize, clock.seconds(lambda: F.silu(x)))
-    x.requires_grad_()
-
-    def forward() -> Tensor:
-        y = x
-        for _ in range(CHAIN):
-            y = F.silu(y)
-        return y
-
-    both = clock.seconds(lambda: torch.autograd.grad(forward(), x, g))
-    return Point(0.0, 2.5 * size * x.itemsize, both / (2 * CHAIN))  # two passes forward, three backward
+        x = _random(clock, (size // ROW, ROW))
+        return Point(0.0, 2 * passes, clock.seconds(lambda: F.silu(x)))
+    forward, backward = _chain(clock, size, [F.silu] * _several(3 * passes))
+    return Point(0.0, 2.5 * passes, (forward + backward) / 2)  # two passes forward, three backward
 
 
 def _norm(clock: Clock, size: int) -> tuple[Point, Point]:
     """A normalisation over rows, forward (two passes) and backward (three)."""
+    passes, weight = 4.0 * size, _random(clock, (ROW,)).requires_grad_()
+    norm = partial(F.rms_norm, normalized_shape=(ROW,), weight=weight, eps=1e-5)
+    forward, backward = _chain(clock, size, [norm] * min(16, _several(3 * passes)))
+    return Point(0.0, 2 * passes, forward), Point(0.0, 3 * passes, backward)
+
+
+def _chain(clock: Clock, size: int, ops: Sequence[Callable[[Tensor], Tensor]]) -> tuple[float, float]:
+    """Seconds of one op of a chain, forward and backward: what each keeps for its backward has left the caches."""
     x, g = (_random(clock, (size // ROW, ROW)) for _ in range(2))
     x.requires_grad_()
-    weight = _random(clock, (ROW,)).requires_grad_()
 
     def forward() -> Tensor:
-        return F.rms_norm(x, (ROW,), weight, 1e-5)
+        y = x
+        for op in ops:
+            y = op(y)
+        return y
 
-    y = forward()
-    seconds = clock.seconds(forward)
-    back = clock.seconds(lambda: torch.autograd.grad(y, (x, weight), g, retain_graph=True), replay=False)
-    passes = float(size * x.itemsize)
-    return Point(0.0, 2 * passes, seconds), Point(0.0, 3 * passes, back)
+    ahead, back = clock.both(forward, lambda y: torch.autograd.grad(y, x, g))
+    return ahead / len(ops), back / len(ops)
 
 
 def _attention(
@@ -148,10 +157,8 @@ def _attention(
     def forward() -> Tensor:
         return attend(q, k, v, packed, scale=width**-0.5, causal=True)
 
-    out = forward()
-    g = torch.randn_like(out)
-    seconds = clock.seconds(forward, replay=False)
-    back = clock.seconds(lambda: torch.autograd.grad(out, (q, k, v), g, retain_graph=True), replay=False)
+    g = _random(clock, (tokens, heads, width), kind)
+    seconds, back = clock.both(forward, lambda out: torch.autograd.grad(out, (q, k, v), g))
     return AttentionPoint(flops, length, width, seconds), AttentionPoint(flops, length, width, back)
 
 
