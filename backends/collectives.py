@@ -40,7 +40,8 @@ def reduce_scatter(x: Tensor, move: Move, axis: Axis) -> Tensor:
 
 def all_reduce(x: Tensor, move: Move, axis: Axis) -> Tensor:
     """The sum over all ranks, whole."""
-    return ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", axis.group))
+    found: Tensor = ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", axis.group))
+    return found
 
 
 def all_to_all(x: Tensor, move: Move, axis: Axis) -> Tensor:

@@ -96,7 +96,9 @@ class Engine:
         if not compiled:
             return Runner(low, regions, self.ranks.tensor, self._loss, random=random)
         dynamic = False if len(self.plan.workload.lengths) == 1 else None
-        functions = tuple(None if f is None else torch.compile(f, backend=compat.lean, dynamic=dynamic) for f in regions)
+        functions = tuple(
+            None if f is None else torch.compile(f, backend=compat.lean, dynamic=dynamic) for f in regions
+        )
         # Random numbers drawn in a backward of its own would be others than the forward's.
         last = None if random else regions[-1]
         frugal = None if last is None else torch.compile(last, backend=compat.frugal, dynamic=dynamic)

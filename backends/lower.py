@@ -25,7 +25,7 @@ MIXERS = ("attention", "loss")
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A pure function of tensors, `function(*inputs, *parameters) -> outputs`: one GraphModule for all calls of a class.
+    """A pure function of tensors, `function(*inputs, *parameters) -> outputs`: one GraphModule for all calls.
 
     The outputs in `heads`, [1, H, T, E] to the graph, leave the function as contiguous [1, T, H, E]: attention reads
     them so, and a compiler that takes gradients to be contiguous need not turn them around.

@@ -1,4 +1,4 @@
-"""A pruned copy of the user's module tree: it owns the parameters under their original names, and computes nothing itself."""
+"""A pruned copy of the user's module tree: it owns the parameters under their names, and computes nothing itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Container(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One parameter's place: the container that holds it, its name there, and whether its gradient is partial over tp."""
+    """One parameter's place: the container that holds it, its name there, and if its gradient is partial over tp."""
 
     container: Container
     name: str
@@ -45,7 +45,9 @@ class Slot:
         return local
 
 
-def build(graph: Graph, stored: dict[str, State], dtypes: tuple[torch.dtype, torch.dtype], tp: DeviceMesh | None) -> Container:
+def build(
+    graph: Graph, stored: dict[str, State], dtypes: tuple[torch.dtype, torch.dtype], tp: DeviceMesh | None
+) -> Container:
     """The tree on the meta device: each parameter this rank's part along tp, in `dtypes[0]` if floating.
 
     `stored` maps a parameter's full name to its state on tp; buffers come in their own dtype.
@@ -53,12 +55,15 @@ def build(graph: Graph, stored: dict[str, State], dtypes: tuple[torch.dtype, tor
     root = Container()
     for name, value in graph.parameters():
         state = stored[name]
-        shape = tuple(s // tp.size() if tp is not None and state.kind == "S" and i == state.dim else s for i, s in enumerate(value.shape))
+        ranks = tp.size() if tp is not None and state.kind == "S" else 1
+        shape = tuple(s // ranks if i == state.dim else s for i, s in enumerate(value.shape))
         kind: torch.dtype = getattr(torch, value.dtype)
         data = torch.empty(shape, dtype=dtypes[0] if kind.is_floating_point else kind, device="meta")
         if tp is not None:
             placement = Shard(state.dim) if state.kind == "S" else Replicate()
-            data = DTensor.from_local(data, tp, [placement], run_check=False, shape=torch.Size(value.shape), stride=_strides(value.shape))
+            data = DTensor.from_local(
+                data, tp, [placement], run_check=False, shape=torch.Size(value.shape), stride=_strides(value.shape)
+            )
         place(root, name).register_parameter(name.rsplit(".", 1)[-1], nn.Parameter(data, requires_grad=value.grad))
     for call in graph.calls:
         for name, value in graph.blocks[call.block].buffers.items():

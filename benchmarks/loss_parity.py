@@ -37,7 +37,7 @@ from fourfold.ir.plan import Plan
 
 STEPS = 50
 RATE, WARMUP, CLIP = 3e-4, 10, 1.0
-"""Learning rate, steps to reach it, and the gradient's largest norm: without spikes, which would drown any difference."""
+"""Learning rate, steps to reach it, and the gradient's largest norm: without spikes, which drown differences."""
 ALLOWED = 3.0
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -17,7 +17,8 @@ from fourfold.ir.workload import Workload
 SCHEMA = "fourfold.plan/1"
 RECOMPUTE = ("none", "regions", "full")
 SIZES: Mapping[str, int] = {
-    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one block class lies on the tensor axis: a cut for each node that has one, a state for each input and output."""
+    """How one block class lies on the tensor axis: a cut for each node that has one, states of inputs and outputs."""
 
     cuts: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)

@@ -75,7 +75,7 @@ class Flow:
         return chosen, total, fractional
 
     def _unit(self) -> float:
-        """Seconds that the solver counts as one: its tolerances are absolute, so the dearest option is always a million."""
+        """Seconds that the solver counts as one: its tolerances are absolute; the dearest option is a million."""
         found = [seconds for options in self._nodes.values() for seconds in options.values()]
         found += [seconds for _, _, price in self._shared for seconds in price.values()]
         return max(found, default=0.0) / LARGEST or 1.0

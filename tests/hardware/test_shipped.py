@@ -90,7 +90,7 @@ def test_another_parts_numbers_are_never_given(reported: str) -> None:
 
 
 def test_measured_h200() -> None:
-    """Rates inside a training step; over lengths they follow the kernels alone within a fifth (one ceiling, one half length)."""
+    """Rates inside a training step; over lengths they follow the kernels alone within a fifth."""
     device = load("h200-4").device
     assert device.usable == 143771 * 2**20
     rate = device.peak["bf16"] * device.matmul["bf16"].compute
