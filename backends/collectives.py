@@ -116,4 +116,5 @@ def _dim_first(x: Tensor, dim: int) -> Tensor:
 
 
 def _dim_back(x: Tensor, dim: int, rank: int) -> Tensor:
-    return x if dim == 0 else x.movedim(0, dim)
+    """The first dim back at its place, in memory too: elementwise ops keep the strides they meet, for a whole model."""
+    return x if dim == 0 else x.movedim(0, dim).contiguous()
