@@ -55,7 +55,7 @@ def demo(
 
 
 def small(runs: Path, steps: int, hardware: str, *, quiet: bool) -> dict[str, Any]:
-    """Measures the machine, then trains under the planner's own choice and under dp2 x tp2."""
+    """Measures the machine, then trains under the planner's own choice and another plan."""
     from fourfold.compiler.corpus import read_corpus
     from fourfold.hardware import load
 
@@ -63,12 +63,15 @@ def small(runs: Path, steps: int, hardware: str, *, quiet: bool) -> dict[str, An
     workload = corpus.workload(tokens=TOKENS)
     at = time.perf_counter()
     machine = measured(RANKS) if hardware == "detect" else load(hardware)
-    told(f"this machine, measured in {seconds(time.perf_counter() - at)}: {machine}", quiet=quiet)
+    how = "measured" if hardware == "detect" else f"taken as {hardware}"
+    device = f"{machine.ranks} x {machine.device.name}"
+    told(f"this machine, {how} in {seconds(time.perf_counter() - at)}: {device}", quiet=quiet)
     told(
         f"text: {corpus.name}, entropy {corpus.unigram:.2f} nats a byte, {corpus.bigram:.2f} after another", quiet=quiet
     )
-    found = []
-    for title, pins in (("own choice", {}), ("pinned", {"dp": 2, "tp": 2})):
+    found: list[dict[str, Any]] = []
+    for title in ("own choice", "pinned"):
+        pins = pinned(found[0]["plan"]) if found else {}
         answer = planned(model_of(LARGE.model, SMALL), workload, machine, pins=pins, word="fp32")
         told(f"\n{title}: {answer.plan.mesh}, predicted {seconds(answer.estimate.step)} a step", quiet=quiet)
         job = Job(
@@ -92,6 +95,11 @@ def small(runs: Path, steps: int, hardware: str, *, quiet: bool) -> dict[str, An
         "bigram": corpus.bigram,
         "runs": found,
     }
+
+
+def pinned(own: str) -> dict[str, str | int]:
+    """The other plan: dp2 x tp2, or plain data parallel where that is the planner's own choice."""
+    return {"dp": RANKS} if own == "dp2 x tp2" else {"dp": 2, "tp": 2}
 
 
 def told(text: str, *, quiet: bool) -> None:

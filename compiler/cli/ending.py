@@ -60,7 +60,9 @@ def _told(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, indent=2))
     else:
-        print(f"fourfold: {' '.join(message.split())}", file=sys.stderr)
+        # That nothing fits is an answer with a table; every other error is a line.
+        text = message if kind == "InfeasibleError" else " ".join(message.split())
+        print(f"fourfold: {text}", file=sys.stderr)
     return code
 
 

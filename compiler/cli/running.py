@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
     from fourfold.ir.answer import Answer
     from fourfold.ir.plan import Plan
+    from fourfold.ir.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was said about how to run; None where nothing was."""
+
+    hardware: str | None
+    processes: int | None
+    pins: tuple[str, ...]
+    numbers: str | None
 
 
 def run(
@@ -56,12 +68,9 @@ def run(
     changed = values.pairs(override or (), "--set")
     corpus = read_corpus(data, length=window)
     module = model_of(model, changed)
-    if plan is not None:
-        chosen = _given(plan, module, hardware, pin, numbers)
-    else:
-        machine, workload = machine_of(hardware, processes), corpus.workload(tokens=tokens, seed=seed)
-        chosen = planned(module, workload, machine, pins=values.pins(pin or ()), word=numbers).plan
-    _agree(chosen, processes)
+    workload = corpus.workload(tokens=tokens, seed=seed)
+    wish = Wish(hardware, processes, tuple(pin or ()), numbers)
+    chosen = _given(plan, module, wish) if plan else _decided(module, workload, wish)
     job = Job(
         model=model,
         data=data,
@@ -70,7 +79,7 @@ def run(
         tokens=tokens,
         rate=rate,
         seed=seed,
-        predicted=priced(chosen).step,
+        predicted=expected(chosen, workload),
         overrides=changed,
         sample=sample,
         keep=save or every > 0,
@@ -79,10 +88,7 @@ def run(
     )
     folder = folder_of(runs, name or f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     report = trained(folder, job, chosen, quiet=as_json)
-    if as_json:
-        dump(report)
-        return
-    show([section(report)])
+    dump(report) if as_json else show([section(report)])
 
 
 def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
@@ -104,8 +110,6 @@ def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the rows of a run came to."""
-    from dataclasses import asdict
-
     from fourfold.compiler.training import Row, summary
 
     return asdict(summary([Row(**row) for row in rows]))
@@ -129,6 +133,15 @@ def section(report: Mapping[str, Any]) -> Section:
     return Section(f"Trained on {report['plan']}", tuple(rows))
 
 
+def expected(plan: Plan, workload: Workload) -> float:
+    """The seconds a step over this workload should take, dealt as the plan's micro-steps hold it."""
+    from fourfold.backends.batching import dealt
+
+    lengths = [length for length, many in workload.lengths for _ in range(many)]
+    micro_steps = len(dealt(lengths, ranks=plan.mesh.pool, capacity=plan.capacity)[0])
+    return float(priced(replace(plan, workload=workload, micro_steps=micro_steps)).step)
+
+
 def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str | int], word: str | None) -> Answer:
     """The planner's answer, in bf16 where that is the faster."""
     from fourfold.compiler import api
@@ -137,22 +150,29 @@ def planned(model: Any, workload: Any, machine: Any, *, pins: Mapping[str, str |
     return api.plan(model, workload, hardware=machine, precision=numbers, pins=pins, top=0)
 
 
-def _given(file: str, module: nn.Module, *others: object) -> Plan:
-    """The plan in a file, made for this model."""
-    if any(others):
+def _decided(module: nn.Module, workload: Workload, wish: Wish) -> Plan:
+    """What the planner takes for the machine wished for."""
+    machine = machine_of(wish.hardware, wish.processes)
+    return _agreed(planned(module, workload, machine, pins=values.pins(wish.pins), word=wish.numbers).plan, wish)
+
+
+def _given(file: str, module: nn.Module, wish: Wish) -> Plan:
+    """The plan in a file, made for this model. Raises UsageError when more is wished for than it says."""
+    if wish.hardware or wish.pins or wish.numbers:
         raise UsageError("--plan says it all: leave --hardware, --pin and --precision away")
-    chosen = saved(file)
     from fourfold.compiler import api
 
+    chosen = saved(file)
     api.graph_for(module, chosen)
-    return chosen
+    return _agreed(chosen, wish)
 
 
-def _agree(plan: Plan, processes: int | None) -> None:
-    """Raises RunError when --nproc is not what the plan needs."""
+def _agreed(plan: Plan, wish: Wish) -> Plan:
+    """The plan. Raises RunError when --nproc is not what it needs."""
     ranks = plan.mesh.ranks
-    if processes not in (None, ranks):
+    if wish.processes not in (None, ranks):
         raise RunError(
-            f"the plan needs {ranks} processes ({plan.mesh}) and --nproc says {processes}: say --nproc {ranks}, "
-            f"or plan for a machine of {processes} ranks"
+            f"the plan needs {ranks} processes ({plan.mesh}) and --nproc says {wish.processes}: say --nproc {ranks}, "
+            f"or plan for a machine of {wish.processes} ranks"
         )
+    return plan

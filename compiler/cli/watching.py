@@ -25,7 +25,7 @@ def progress(job: Job, *, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]],
         yield lambda row: print(line(row), flush=True) if (row["step"] + 1) % every == 0 else None
         return
     columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, refresh_per_second=2) as bar:
         task = bar.add_task("starting", total=job.steps)
         yield lambda row: bar.update(task, completed=row["step"] + 1, description=brief(row))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fourfold.compiler.cli import ending
-from fourfold.hardware.errors import InfeasibleError
+from fourfold.hardware.errors import ModelError
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models.py"
@@ -77,7 +77,9 @@ def test_heads_that_a_pin_cannot_cut(fourfold: Command, tiny: str) -> None:
 def test_a_model_too_large_for_the_machine(fourfold: Command, tiny: str) -> None:
     said = fourfold("plan", tiny, *SMALL, "--set", "width=16384", "--set", "layers=8")
     assert said.code == 10
-    assert "does not fit cpu-gloo-4 (4 ranks)" in said.line and "GiB short" in said.line
+    first, *table = said.err.splitlines()
+    assert first.startswith("fourfold: Llama does not fit cpu-gloo-4 (4 ranks")
+    assert any(line.startswith("  dp4") and "GiB short" in line for line in table) and "Traceback" not in said.err
 
 
 def test_profiles(fourfold: Command, tiny: str, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_a_fault_of_ours_is_written_down(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(InfeasibleError("no\nplan"), 10), (KeyboardInterrupt(), 130), (ValueError("x"), 1)]
+    ("error", "code"), [(ModelError("no\nplan"), 11), (KeyboardInterrupt(), 130), (ValueError("x"), 1)]
 )
 def test_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     def command() -> None:
