@@ -16,7 +16,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,10 @@ FIRST = (
 """Tried before Fourfold's plans: the settings that were best before, each option once."""
 
 
+TRACED = {"stock": 1, "fourfold": 2}
+"""Variants of each program of which a step is traced, its first ones: they have one setting in common."""
+
+
 def sweep() -> Iterator[stock.Variant]:
     """Every stock setting, the settled ones with the faster attention, the hungriest last."""
     for micro_batch in (1, 2, 4):
@@ -58,7 +63,7 @@ class Bench:
         self.plain: stock.StockProgram | None = None
         self.planned: ours.Ours | None = None
         self.lost: list[stock.Variant] = []
-        self.traced: set[str] = set()
+        self.traced: Counter[str] = Counter()
 
     def run_stock(self, variants: Sequence[stock.Variant]) -> bool:
         """Runs what has not been run; False when the time is up."""
@@ -86,10 +91,8 @@ class Bench:
             self.plain = stock.StockProgram(self.shape)
         plain = self.plain
         row = stock.run(plain, variant)
-        if self._untraced("stock"):
-            mine = batches(self.shape, variant.micro_batch * row.ranks)[0][dist.get_rank() :: row.ranks].contiguous()
-            found = traced(lambda: plain.step(mine, Clock(self.shape.device)), self.shape.device)
-            self.turns.write("trace-stock.json", {"variant": str(variant), **found})
+        mine = batches(self.shape, variant.micro_batch * row.ranks)[0][dist.get_rank() :: row.ranks].contiguous()
+        self._trace("stock", str(variant), lambda: plain.step(mine, Clock(self.shape.device)))
         return row
 
     def run_ours(self, variants: Sequence[ours.Variant]) -> bool:
@@ -107,17 +110,21 @@ class Bench:
     def _ours(self, variant: ours.Variant) -> Row:
         program = self.planned = ours.made(variant, self.shape)
         row = ours.run(program, variant, self.shape)
-        if self._untraced("fourfold"):
-            batch = list(batches(self.shape, variant.sequences)[0][:, :-1].unbind(0))
-            found = traced(lambda: program.step(batch, Clock(self.shape.device)), self.shape.device)
-            self.turns.write("trace-fourfold.json", {"variant": variant.name, **found})
+        batch = list(batches(self.shape, variant.sequences)[0][:, :-1].unbind(0))
+        self._trace("fourfold", variant.name, lambda: program.step(batch, Clock(self.shape.device)))
         return row
 
-    def _untraced(self, name: str) -> bool:
-        """True the first time, where traces are wanted."""
-        first = name not in self.traced and not self.arguments.no_trace
-        self.traced.add(name)
-        return first
+    def _trace(self, program: str, name: str, step: Callable[[], object]) -> None:
+        """Traces the first variants of each program; a profiler that fails costs no row."""
+        number = self.traced[program]
+        if number >= TRACED[program] or self.arguments.no_trace:
+            return
+        self.traced[program] += 1
+        try:
+            found = traced(step, self.shape.device)
+        except RuntimeError as error:
+            found = {"error": str(error)}
+        self.turns.write(f"trace-{program}-{number}.json", {"variant": name, **found})
 
 
 def needs_more(variant: stock.Variant, other: stock.Variant) -> bool:
