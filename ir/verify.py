@@ -101,20 +101,20 @@ def calls_agree_on_states(plan: Plan) -> Iterator[str]:
                 yield f"{call.block} takes {name} as {taken}, and {giver} gives {given}"
 
 
-RULES: tuple[Rule, ...] = (
+OF_SETTINGS: tuple[Rule, ...] = (
     degrees_fill_the_machine,
     zero_is_a_stage,
     micro_steps_hold_the_workload,
     calls_have_a_recompute_mode,
-    cuts_are_legal,
-    values_can_be_moved,
-    calls_agree_on_states,
 )
+OF_LAYOUTS: tuple[Rule, ...] = (cuts_are_legal, values_can_be_moved, calls_agree_on_states)
+"""Rules that see nothing of a plan but its graph, layouts and tensor degree."""
+RULES = (*OF_SETTINGS, *OF_LAYOUTS)
 
 
-def complaints(plan: Plan) -> tuple[str, ...]:
-    """Everything that is wrong with a plan; a rule that meets what an earlier one refused may not look further."""
-    for rule in RULES:
+def complaints(plan: Plan, rules: tuple[Rule, ...] = RULES) -> tuple[str, ...]:
+    """What is wrong with a plan by the first rule it breaks: a later one may not stand what that one refuses."""
+    for rule in rules:
         found = tuple(rule(plan))
         if found:
             return found

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fourfold.hardware.topology import Machine
-from fourfold.ir.plan import Layout, Plan
+from fourfold.ir.plan import Plan
+from fourfold.passes.laid import LaidGraph
 from fourfold.passes.load import Load, load_of
 from fourfold.passes.price import Priced, seconds_of
 from fourfold.passes.seconds import Seconds
-from fourfold.passes.work import BlockWork, Laid, work
-
-LayoutKey = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+from fourfold.passes.work import BlockWork, work
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Prices plans of one graph, workload and precision; plans that share a layout and a load share their work."""
+    """Prices plans of one graph, workload and precision; plans that share layouts and a load share their work.
+
+    Layouts are told apart by identity: a pass that finds the same ones again hands out the same object.
+    """
 
     machine: Machine
     _seconds: dict[tuple[int, Load], Seconds] = field(default_factory=dict)
-    _laid: dict[tuple[str, int, LayoutKey], Laid] = field(default_factory=dict)
-    _work: dict[tuple[str, int, LayoutKey, Load], BlockWork] = field(default_factory=dict)
+    _laid: dict[tuple[int, int], LaidGraph] = field(default_factory=dict)
+    _work: dict[tuple[int, int, Load], Mapping[str, BlockWork]] = field(default_factory=dict)
 
     def seconds(self, plan: Plan) -> Seconds:
         """The prices of ops under a plan's tensor axis and load."""
@@ -32,19 +35,15 @@ class Costs:
 
     def priced(self, plan: Plan) -> Priced:
         """A plan with the parts of its price."""
-        laid, works = {}, {}
-        seconds, tp = self.seconds(plan), plan.mesh.tp
-        for name, block in plan.graph.blocks.items():
-            layout = plan.layouts.get(name, Layout())
-            key = name, tp, _key(layout)
-            if key not in self._laid:
-                self._laid[key] = Laid(block, layout, tp)
-            laid[name] = self._laid[key]
-            if (*key, seconds.load) not in self._work:
-                self._work[*key, seconds.load] = work(laid[name], seconds)
-            works[name] = self._work[*key, seconds.load]
-        return Priced(plan, self.machine, laid, works)
+        laid, seconds = self._laid_graph(plan), self.seconds(plan)
+        key = id(plan.layouts), plan.mesh.tp, seconds.load
+        if key not in self._work:
+            self._work[key] = {name: work(block, seconds) for name, block in laid.blocks.items()}
+        return Priced(plan, self.machine, laid, self._work[key])
 
-
-def _key(layout: Layout) -> LayoutKey:
-    return tuple(layout.cuts.items()), tuple(layout.states.items())
+    def _laid_graph(self, plan: Plan) -> LaidGraph:
+        """Kept with its layouts, so that no other object can get their identity."""
+        key = id(plan.layouts), plan.mesh.tp
+        if key not in self._laid:
+            self._laid[key] = LaidGraph(plan.graph, plan.layouts, plan.mesh.tp)
+        return self._laid[key]

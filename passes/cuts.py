@@ -42,8 +42,6 @@ class CutTensors:
 
     def __call__(self, plan: Plan) -> Plan:
         """The plan with a layout for every block."""
-        if plan.mesh.tp == 1:
-            return replace(plan, layouts={name: Layout() for name in plan.graph.blocks})
         return replace(plan, layouts=self._layouts(plan))
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
@@ -69,12 +67,17 @@ class CutTensors:
         while True:
             for end in (low, high):
                 if end not in known:
-                    seconds = self.costs.seconds(replace(plan, micro_steps=end))
-                    known[end], _ = cut(plan.graph, plan.mesh.tp, _prices(seconds), pinned)
+                    found = self._solved(replace(plan, micro_steps=end), pinned)
+                    known[end] = next((layouts for layouts in known.values() if layouts == found), found)
             if steps in known or known[low] == known[high] or high <= ALIKE * low:
                 return known.get(steps, known[low])
             middle = max(low + 1, round(sqrt(low * high)))
             low, high = (middle, high) if middle <= steps else (low, middle)
+
+    def _solved(self, plan: Plan, pinned: Mapping[tuple[str, str], str]) -> Layouts:
+        if plan.mesh.tp == 1:
+            return {name: Layout() for name in plan.graph.blocks}
+        return cut(plan.graph, plan.mesh.tp, _prices(self.costs.seconds(plan)), pinned)[0]
 
 
 def _prices(seconds: Seconds) -> Prices:

@@ -28,10 +28,11 @@ from fourfold.ir.ops import op_of, rule_for
 from fourfold.ir.plan import RECOMPUTE, SIZES, Layout, Plan
 from fourfold.ir.rule import WHOLE
 from fourfold.passes.held import held
+from fourfold.passes.laid import LaidGraph
 from fourfold.passes.load import load_of
 from fourfold.passes.seconds import RATES, Seconds, Times
 from fourfold.passes.steps import CallCost, StepTime, floor, step_time
-from fourfold.passes.work import ELEMENTWISE, KINDS, BlockWork, Laid, work
+from fourfold.passes.work import ELEMENTWISE, KINDS, BlockWork, work
 
 CHUNK = 2048
 """Tokens whose logits the fused loss holds at once (backends/engine.py)."""
@@ -58,7 +59,7 @@ class Priced:
 
     plan: Plan
     machine: Machine
-    laid: Mapping[str, Laid]
+    laid: LaidGraph
     work: Mapping[str, BlockWork]
 
     @cached_property
@@ -207,7 +208,7 @@ class Priced:
 
     def _call(self, name: str, mode: str) -> CallCost:
         precision, zero = self.plan.precision, self.plan.zero
-        laid, block = self.laid[name], self.work[name]
+        laid, block = self.laid.blocks[name], self.work[name]
         gathered, reduced = laid.held * SIZES[precision.compute], laid.trained * SIZES[precision.reduce]
         gather = self._collective("all_gather", gathered) if zero and gathered else 0.0
         reduce = self._collective("reduce_scatter" if zero else "all_reduce", reduced) if reduced else 0.0
@@ -252,9 +253,8 @@ def seconds_of(plan: Plan, machine: Machine) -> Seconds:
 def priced(plan: Plan, machine: Machine) -> Priced:
     """A plan with the parts of its price."""
     seconds = seconds_of(plan, machine)
-    blocks = plan.graph.blocks.items()
-    laid = {name: Laid(block, plan.layouts.get(name, Layout()), plan.mesh.tp) for name, block in blocks}
-    return Priced(plan, machine, laid, {name: work(one, seconds) for name, one in laid.items()})
+    laid = LaidGraph(plan.graph, plan.layouts, plan.mesh.tp)
+    return Priced(plan, machine, laid, {name: work(one, seconds) for name, one in laid.blocks.items()})
 
 
 def price(plan: Plan) -> Estimate:

@@ -40,10 +40,13 @@ class ChooseRecompute:
         if only is None and priced.memory().fits(self.costs.machine.device):
             return replace(plan, recompute=(RECOMPUTE[0],) * len(plan.graph.calls))
         allowed = {name: _modes(plan.graph, name, only) for name in plan.graph.blocks}
+        least = {name: min(modes, key=lambda m: priced.work[name].kept[m]) for name, modes in allowed.items()}
+        leanest = replace(plan, recompute=tuple(least[call.block] for call in plan.graph.calls))
+        if not self.costs.priced(leanest).memory().fits(self.costs.machine.device):
+            return leanest
         counts = choose(priced.work, plan.graph.counts, allowed, room_for_activations(priced))
         if counts is None:
-            least = {name: min(modes, key=lambda m: priced.work[name].kept[m]) for name, modes in allowed.items()}
-            return replace(plan, recompute=tuple(least[call.block] for call in plan.graph.calls))
+            return leanest
         return replace(plan, recompute=tuple(_take(counts, call.block) for call in plan.graph.calls))
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
