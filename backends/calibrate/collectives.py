@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -17,24 +17,36 @@ from fourfold.hardware.machine import Anchors, Overlap
 
 ops = torch.ops._c10d_functional
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+LATE = (2**10, 2**16, 2**20)
+"""Messages by which lateness is told."""
+PRODUCTS, ROUNDS = 5, 6
+"""Products of a rank between two collectives, and how often both follow each other in one timing."""
 IN_FLIGHT = 4
 """Collectives that run beside products, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One process group of this rank, its size, and the device its messages lie on."""
+    """One process group of this rank, its size, and the device its messages lie on.
+
+    late: seconds the last rank comes after the others where ranks that compute take turns on the cores.
+    """
 
     group: dist.ProcessGroup
     size: int
     device: torch.device
+    late: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one rank saw: times of collectives by group, and what they cost beside products."""
+    """What one rank saw: times of collectives by group as the wall shows them, and what they cost beside products.
+
+    worked: processor seconds of this rank in place of the wall's; on a GPU the same as `anchors`.
+    """
 
     anchors: tuple[Anchors, ...]
+    worked: tuple[Anchors, ...]
     overlap: Overlap
 
 
@@ -42,8 +54,9 @@ def collectives(ask: Ask, rank: int) -> Traffic:
     """Every group size, op and message size, and the overlap over all ranks."""
     device = ask.place(rank)
     groups = tuple(_groups(ask, rank, device))
-    anchors = tuple(one for group in groups for one in _anchors(ask, group))
-    return Traffic(anchors, _overlap(ask, groups[-1]) if groups else Overlap())
+    pairs = [pair for group in groups for pair in _anchors(ask, group)]
+    walls, worked = (tuple(pair[which] for pair in pairs) for which in (0, 1))
+    return Traffic(walls, worked, _overlap(ask, groups[-1]) if groups else Overlap())
 
 
 def _groups(ask: Ask, rank: int, device: torch.device) -> Iterator[Group]:
@@ -55,13 +68,46 @@ def _groups(ask: Ask, rank: int, device: torch.device) -> Iterator[Group]:
             made = dist.new_group(members, backend=backend)
             if rank in members and isinstance(made, dist.ProcessGroup):
                 mine = made
-        yield Group(mine, size, device)
+        group = Group(mine, size, device)
+        yield group if ask.on_gpu else replace(group, late=_late(group))
 
 
-def _anchors(ask: Ask, group: Group) -> Iterator[Anchors]:
-    for op in OPS:
-        points = tuple((float(size), _seconds(ask, group, _call(op, size, group), size)) for size in ask.messages)
-        yield Anchors(op, group.size, 1, points)
+def _late(group: Group) -> float:
+    """What a collective adds to a program that computes before it, beyond its own time; the middle of three sizes."""
+    found = []
+    for size in LATE:
+        call = _call("all_reduce", size, group)
+        own = _in_a_row(group, (call,), 2 * ROUNDS)
+        alone = median(_in_a_row(group, (_compute,), ROUNDS) for _ in range(3))
+        found.append(median(_in_a_row(group, (_compute, call), ROUNDS) for _ in range(4)) - alone - own)
+    return max(0.0, median(found))
+
+
+def _compute() -> None:
+    """A few milliseconds of what a rank does between two collectives."""
+    a = torch.ones(256, 256)
+    for _ in range(PRODUCTS):
+        a @ a
+
+
+def _in_a_row(group: Group, works: Sequence[Callable[[], object]], times: int) -> float:
+    """Mean seconds of the works one after the other, all ranks starting together."""
+    dist.barrier(group.group)
+    started = time.perf_counter()
+    for _ in range(times):
+        for work in works:
+            work()
+    return (time.perf_counter() - started) / times
+
+
+def _anchors(ask: Ask, group: Group) -> Iterator[tuple[Anchors, Anchors]]:
+    for op in OPS[:3] if ask.quick else OPS:
+        timed = [(float(size), *_seconds(ask, group, _call(op, size, group), size)) for size in ask.messages]
+        walls = tuple((size, wall) for size, wall, _ in timed)
+        yield (
+            Anchors(op, group.size, 1, walls),
+            Anchors(op, group.size, 1, tuple((size, own) for size, _, own in timed)),
+        )
 
 
 def _call(op: str, size: int, group: Group) -> Callable[[], object]:
@@ -80,23 +126,24 @@ def _call(op: str, size: int, group: Group) -> Callable[[], object]:
     return lambda: ops.wait_tensor(calls[op]())
 
 
-def _seconds(ask: Ask, group: Group, call: Callable[[], object], size: int) -> float:
-    """The median time of a collective, by the device's clock on a GPU and by the wall elsewhere.
+def _seconds(ask: Ask, group: Group, call: Callable[[], object], size: int) -> tuple[float, float]:
+    """The median time of a collective by the wall, and this rank's processor time; on a GPU its own clock for both.
 
     Every rank makes the same number of calls, so that none waits for one that never comes.
     """
     if group.device.type == "cuda":
         rounds = 4 if size > 2**26 else 8
-        return Clock(group.device, least=rounds, budget=0.0).queued(call)
-    rounds = (8 if size > 2**20 else 16) * (1 if ask.quick else 3)
+        seconds = Clock(group.device, least=rounds, budget=0.0).queued(call)
+        return seconds, seconds
+    rounds = (ROUNDS if size > 2**20 else 2 * ROUNDS) * (1 if ask.quick else 4)
     call()
     dist.barrier(group.group)
-    found = []
+    found, used = [], time.process_time()
     for _ in range(rounds):
         started = time.perf_counter()
         call()
         found.append(time.perf_counter() - started)
-    return median(found)
+    return median(found) + group.late, (time.process_time() - used) / rounds
 
 
 def _overlap(ask: Ask, group: Group) -> Overlap:

@@ -116,11 +116,11 @@ def _found(ask: Ask, rates: Rates | None, say: Say) -> Found:
     say(f"{time.perf_counter() - started:.0f} s; timing collectives over groups of {_counted(ask.groups)}")
     traffic = _together(collectives, ask)
     say(f"{time.perf_counter() - started:.0f} s; fitting")
-    if (busy := before.strangers()) > DOUBTFUL:
-        say(
-            f"other programs took {busy:.0%} of the cores meanwhile: for better figures, measure again when it is quiet"
-        )
-    return found(timed, traffic, done, rates)
+    taken = 0.0 if ask.on_gpu else before.strangers()
+    if taken > DOUBTFUL:
+        say(f"other programs took {taken:.0%} of the cores: collectives are told by processor time, not by the wall")
+    share = max(1.0, ask.ranks / cores()) if taken > DOUBTFUL else None
+    return found(timed, traffic, done, rates=rates, share=share)
 
 
 def _together(measure: Callable[[Ask, int], T], ask: Ask) -> tuple[T, ...]:

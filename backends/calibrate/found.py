@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 from fourfold.backends.calibrate import fit
 from fourfold.backends.calibrate.chores import Chores
@@ -45,9 +45,18 @@ class Found:
 
 
 def found(
-    kernels: Sequence[Kernels], traffic: Sequence[Traffic], chores: Sequence[Chores], rates: Rates | None
+    kernels: Sequence[Kernels],
+    traffic: Sequence[Traffic],
+    chores: Sequence[Chores],
+    *,
+    rates: Rates | None,
+    share: float | None,
 ) -> Found:
-    """The fits to what the ranks measured. `rates` are those of the device's profile; None takes the best measured."""
+    """The fits to what the ranks measured. `rates` are those of the device's profile; None takes the best measured.
+
+    share: processes that take turns on one core, if collectives shall be told by processor time, which the programs of
+    strangers do not change; None to tell them by the wall.
+    """
     merge: Merge = median if rates is None else max
     products = {dtype: _merged([k.products[dtype] for k in kernels], merge) for dtype in kernels[0].products}
     streams = _merged([k.streams for k in kernels], merge)
@@ -66,7 +75,9 @@ def found(
         attention=_attention(mixed[0], known.peak[first]),
         attention_backward=_attention(fit.scaled(mixed[1], ATTENTION_BACKWARD), known.peak[first]),
         launch=merge([k.launch for k in kernels]),
-        anchors=_anchors([t.anchors for t in traffic], merge),
+        anchors=_anchors([t.anchors for t in traffic], merge, 1.0)
+        if share is None
+        else _anchors([t.worked for t in traffic], mean, share),
         overlap=traffic[0].overlap,
         chores=_chores(chores) if chores else None,
     )
@@ -112,11 +123,13 @@ def _merged_attention(ranks: Sequence[Sequence[AttentionPoint]], merge: Merge) -
     return tuple(AttentionPoint(c[0].flops, c[0].length, c[0].width, merge([p.seconds for p in c])) for c in columns)
 
 
-def _anchors(ranks: Sequence[Sequence[Anchors]], merge: Merge) -> tuple[Anchors, ...]:
+def _anchors(ranks: Sequence[Sequence[Anchors]], merge: Merge, share: float) -> tuple[Anchors, ...]:
     """Times that never fall as messages grow: where they do, it is noise of the measurement."""
     merged = []
     for column in zip(*ranks, strict=True):
-        times = [merge(seconds) for seconds in zip(*([t for _, t in one.points] for one in column), strict=True)]
+        times = [
+            share * merge(seconds) for seconds in zip(*([t for _, t in one.points] for one in column), strict=True)
+        ]
         sizes = [size for size, _ in column[0].points]
         rising = [max(times[: i + 1]) for i in range(len(times))]
         merged.append(Anchors(column[0].op, column[0].size, 1, tuple(zip(sizes, rising, strict=True))))
