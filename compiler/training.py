@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,6 @@ def _peak(device: torch.device) -> int:
 
 
 def _compiled() -> int:
-    """Graphs that Dynamo has compiled in this process."""
-    counters = torch._dynamo.utils.counters
-    return int(counters["stats"].get("unique_graphs", 0))
+    """Graphs that Dynamo has compiled in this process; asking must not load it."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"].get("unique_graphs", 0)) if dynamo else 0

@@ -139,18 +139,25 @@ def notes(plan: Plan) -> Iterator[Section]:
 
 def why(plan: Plan, pattern: str = "*") -> tuple[Section, ...]:
     """The decisions about what `pattern` matches, with the price of each option, and the ops of modules it matches."""
-    rows: list[tuple[str, ...]] = []
-    for decision in decisions(plan, pattern):
-        rows.append((decision.about, f"{decision.chose}  [{decision.by}]"))
-        best = min((cost for _, cost in decision.over), default=0.0)
-        rows += [
-            ("", f"over {name}: {seconds(cost)} ({_more(cost, best)})")
-            for name, cost in decision.over
-            if name != decision.chose
-        ]
-    found = [Section(f"Why {headline(plan)}", tuple(rows))] if rows else []
+    rows = tuple(row for d in decisions(plan, pattern) for row in _decided(d))
+    found = [Section(f"Why {headline(plan)}", rows)] if rows else []
     placed = tuple(_placed(plan, pattern)) if pattern != "*" else ()
     return (*found, Section(f"Ops of {pattern}", placed, "llll")) if placed else tuple(found)
+
+
+def _decided(decision: Decision) -> Iterator[tuple[str, str]]:
+    """What was chosen at what price, by which pass; then the others, dearest last, each beside it."""
+    prices = dict(decision.over)
+    own = prices.pop(decision.chose, None)
+    yield decision.about, decision.chose + ("" if own is None else f": {seconds(own)}") + f"  [{decision.by}]"
+    least = min(prices.values(), default=0.0) if own is None else own
+    others = [f"{n}: {seconds(v)} ({_beside(v, least)})" for n, v in sorted(prices.items(), key=lambda pair: pair[1])]
+    if others:
+        yield "", f"over {', '.join(others)}"
+
+
+def _beside(value: float, best: float) -> str:
+    return "the same" if abs(value - best) < 5e-4 * best else _more(value, best)
 
 
 def decisions(plan: Plan, pattern: str = "*") -> tuple[Decision, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+FIGURE = re.compile(r"(?<=\d) (?=%|[mu]?s\b|[TGMK]iB\b)")
+"""The space between a number and its unit."""
 WIDTH = 80
 GAP = 2
 
@@ -90,6 +93,14 @@ def _table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
             cell.rjust(w) if how == "r" else cell.ljust(w) for cell, w, how in zip(row, widths, align, strict=False)
         ]
         head = " " * GAP + "".join(cell + " " * GAP for cell in cells)
-        body = textwrap.wrap(row[last], max(20, width - indent), break_on_hyphens=False) or [""]
+        body = _wrapped(row[last], max(20, width - indent))
         found += [(head + body[0]).rstrip(), *(" " * indent + line for line in body[1:])]
     return found
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width`; a number stays with its unit."""
+    tied = FIGURE.sub("\N{NO-BREAK SPACE}", text)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(tied, width, break_on_hyphens=False)] or [
+        ""
+    ]

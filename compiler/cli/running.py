@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -64,6 +65,8 @@ def run(
     """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
     from fourfold.compiler.corpus import read_corpus
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus = read_corpus(data, length=window)

@@ -117,6 +117,12 @@ def test_a_plan_of_another_model_or_number_of_processes(fourfold: Command, tiny:
     assert said.code == 2 and "--plan says it all" in said.line
 
 
+def test_torchrun_around_run(fourfold: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    said = fourfold("run", tiny, "--hardware", "cpu-gloo-4")
+    assert said.code == 2 and "leave torchrun away" in said.line
+
+
 def test_an_error_as_json(fourfold: Command) -> None:
     said = fourfold("show", "absent.json", "--json")
     assert said.code == 2 and said.err == ""

@@ -47,6 +47,24 @@ def test_a_failing_rank_is_one_line_and_13(fourfold: Command, tiny: str, tmp_pat
     assert said.code == 13 and "nowhere" in said.line
 
 
+def test_verify_proves_a_plan(fourfold: Command, tiny: str) -> None:
+    said = fourfold("verify", tiny, "--pin", "tp=2", "--steps", "1", "--json")
+    assert said.code == 0, said.out
+    data = said.data
+    assert data["passed"] and data["ranks"] == 2 and data["worst"]["error"] < 1e-4
+    names = {check["name"] for check in data["checks"] if check["kind"] == "gradient"}
+    assert {"embedding.weight", "layers.1.attention.q.weight", "head.weight"} <= names
+
+
+def test_verify_that_fails_is_13(fourfold: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fourfold.compiler import verify
+
+    report = verify.Report("m", "dp2", 2, "float32", (3,), 1, (verify.Check("gradient", "w", 1.0, 1e-4),), 0.1)
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: report)
+    said = fourfold("verify", tiny, "--nproc", "1")
+    assert said.code == 13 and "FAILED in 1 of 1 checks" in said.out
+
+
 def _errors(folder: Path, *rows: dict[str, Any]) -> Path:
     (folder / "errors").mkdir()
     (folder / "log.txt").write_text("first\nlast words\n")
