@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fourfold.backends import skeleton
 from fourfold.backends.collectives import Axis, convert
 from fourfold.backends.engine import CHUNK
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
@@ -102,6 +103,23 @@ def expected_collectives(
     partial = {call.fqn(name) for call in graph.calls for name in blocks[call.block].partial}
     found["all_reduce"] += reductions * len(partial)
     return {kind: n for kind, n in sorted(found.items()) if n}
+
+
+def expected_reductions(graph: Graph, plan: Plan, states: Mapping[str, State], micro_steps: int) -> dict[str, int]:
+    """Collectives of one step over the pool that carry gradients: one for each unit that is trained.
+
+    ZeRO 0 sums whole gradients once a step, 1 scatters them once, 2 and 3 in each micro-step.
+    """
+    if plan.mesh.pool == 1:
+        return {}
+    root = skeleton.build(graph, dict(states), (torch.float32, torch.float32), None)
+    owner = dict.fromkeys((name for name, _ in graph.parameters()), -1)
+    for index, containers in skeleton.units(root, graph):
+        inside = {id(p) for container in containers for p in container.parameters()}
+        owner |= {name: index for name, p in root.named_parameters() if id(p) in inside}
+    trained = {owner[name] for name, value in graph.parameters() if value.grad}
+    kind = "reduce_scatter" if plan.zero else "all_reduce"
+    return {kind: len(trained) * (micro_steps if plan.zero >= 2 else 1)}
 
 
 def moves_of(block: Lowered, tokens: int) -> Moves:

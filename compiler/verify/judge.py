@@ -10,6 +10,7 @@ from fourfold.compiler.verify.expect import (
     cut_share,
     expected_bytes,
     expected_collectives,
+    expected_reductions,
     lowered,
     stored,
 )
@@ -80,14 +81,22 @@ def _bytes(job: Job, found: Sequence[Found]) -> Iterator[Check]:
 
 
 def _traffic(job: Job, found: Sequence[Found]) -> Iterator[Check]:
-    """Collectives of the first step on the tensor axis, on every rank."""
-    if job.plan.mesh.tp == 1:
-        return
+    """Collectives of the first step, on every rank: over tp all of them, over the pool those of gradients."""
     blocks = lowered(job.plan, job.graph)
+    states = stored(job.graph, blocks)
     for rank, one in enumerate(found):
         micro = job.padded_tokens(rank)
-        want = expected_collectives(job.graph, job.plan, blocks, micro)
-        off = sum(abs(want.get(k, 0) - one.traffic.get(k, 0)) for k in {*want, *one.traffic})
-        seen = ", ".join(f"{n} {kind}" for kind, n in one.traffic.items()) or "none"
-        plan = "as planned" if not off else "planned " + ", ".join(f"{n} {kind}" for kind, n in want.items())
-        yield Check("collectives", f"of rank {rank}", float(off), 0.0, f"{seen} in {len(micro)} micro-steps; {plan}")
+        if job.plan.mesh.tp > 1:
+            want = expected_collectives(job.graph, job.plan, blocks, micro)
+            yield _counted(f"over tp of rank {rank}", want, one.traffic, len(micro))
+        if job.plan.mesh.pool > 1:
+            want = expected_reductions(job.graph, job.plan, states, len(micro))
+            yield _counted(f"of gradients of rank {rank}", want, one.reductions, len(micro))
+
+
+def _counted(name: str, want: Mapping[str, int], seen: Mapping[str, int], micro_steps: int) -> Check:
+    off = sum(abs(want.get(kind, 0) - seen.get(kind, 0)) for kind in {*want, *seen})
+    text = ", ".join(f"{n} {kind}" for kind, n in seen.items()) or "none"
+    plan = "as planned" if not off else "planned " + ", ".join(f"{n} {kind}" for kind, n in want.items())
+    steps = "1 micro-step" if micro_steps == 1 else f"{micro_steps} micro-steps"
+    return Check("collectives", name, float(off), 0.0, f"{text} in {steps}; {plan}")

@@ -56,12 +56,13 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Found:
     """What one rank found. `tensors`: kind -> name -> Seen; `traffic`: the first step's collectives over tp, by kind;
-    `wrong`: in words, what no number tells."""
+    `reductions`: those over the pool that carry gradients; `wrong`: in words, what no number tells."""
 
     passed: Passed
     tensors: Mapping[str, Mapping[str, Seen]]
     held: Bytes
     traffic: Mapping[str, int]
+    reductions: Mapping[str, int]
     wrong: tuple[str, ...] = ()
 
 
@@ -137,15 +138,14 @@ def run_rank(job: Job, rank: int) -> Found:
     program = Program(job.model, job.plan, job.graph, Options(compile=False, device=torch.device("cpu")))
     program.copy_from(_filled(job.model, kept["start"]))
     eye = _Eye(program, job.graph, kept)
-    traffic: dict[str, int] = {}
+    first: list[Traffic] = []
 
     def step() -> float:
-        if traffic:
+        if first:
             return program.step(job.batch)
-        with Traffic() as seen, set_checkpoint_early_stop(False):
-            loss = program.step(job.batch)
-        traffic.update(seen.of_step(program.ranks.tensor.group), measured=1)
-        return loss
+        first.append(Traffic())
+        with first[0], set_checkpoint_early_stop(False):
+            return program.step(job.batch)
 
     passed = run_course(
         list(program.parameters()),
@@ -155,9 +155,17 @@ def run_rank(job: Job, rank: int) -> Found:
         evaluate=lambda: program.evaluate(job.batch),
         see=eye.see,
     )
-    traffic.pop("measured")
+    axis, kind = ("shard", "reduce_scatter") if job.plan.zero else ("replicate", "all_reduce")
+    pool = first[0].of_step(program.ranks.mesh[axis].get_group().group_name) if job.plan.mesh.pool > 1 else {}
     held = Bytes(sum(_bytes(p) for _, p in program.named_parameters()), eye.gradients, eye.state)
-    return Found(passed, eye.tensors, held, traffic, tuple(eye.wrong))
+    return Found(
+        passed=passed,
+        tensors=eye.tensors,
+        held=held,
+        traffic=first[0].of_step(program.ranks.tensor.group) if job.plan.mesh.tp > 1 else {},
+        reductions={name: n for name, n in pool.items() if name == kind},
+        wrong=tuple(eye.wrong),
+    )
 
 
 def _filled(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
