@@ -1,4 +1,7 @@
-"""Draws what a command prints as an SVG: `python scripts/picture.py docs/plan.svg plan llama-8b --hardware dgx-h200:4`."""
+"""Draws what a command prints as an SVG.
+
+python scripts/picture.py docs/plan.svg plan llama-8b --hardware dgx-h200:4 --length 8k
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +24,7 @@ def main() -> int:
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         return done.returncode
-    console = Console(record=True, width=80, file=open(os.devnull, "w"))
+    console = Console(record=True, width=80, file=StringIO())
     console.print(Text.from_ansi(done.stdout.rstrip()))
     drawn = console.export_svg(title="fourfold " + " ".join(command))
     # The viewer's own fixed-width font: nothing is fetched to look at a picture.
