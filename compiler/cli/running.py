@@ -65,8 +65,7 @@ def run(
     """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
     from fourfold.compiler.corpus import read_corpus
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
+    _refuse_torchrun()
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus = read_corpus(data, length=window)
@@ -89,9 +88,15 @@ def run(
         every=every,
         resume=resume,
     )
-    folder = folder_of(runs, name or f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    label = f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = folder_of(runs, name or label)
     report = trained(folder, job, chosen, quiet=as_json)
     dump(report) if as_json else show([section(report)])
+
+
+def _refuse_torchrun() -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
 
 
 def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def test_a_sequence_longer_than_the_table_of_positions(tiny: Any) -> None:
 
     def work(rank: int) -> tuple[str, str]:
         long = replace(case, plan=replace(case.plan, capacity=100))
-        return error_of(long.program().step, [[1] * 65])
+        program = long.program()
+        program.init(0)
+        return error_of(program.step, [[1] * 65])
 
     assert run(work, 1) == (("UsageError", "sequence 0 has 65 tokens and the model's table of positions 64: cut it"),)
 
