@@ -89,8 +89,7 @@ def run(
         resume=resume,
     )
     label = f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = folder_of(runs, name or label)
-    report = trained(folder, job, chosen, quiet=as_json)
+    report = trained(folder_of(runs, name or label), job, chosen, quiet=as_json)
     dump(report) if as_json else show([section(report)])
 
 
