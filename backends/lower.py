@@ -72,8 +72,8 @@ class _Lowering:
         self.made, self.needs = states_of(block, layout)
         self.stage = self._stages()
         self.losses = {node.name for node in block.nodes if node.op == "loss"}
-        self.heads = frozenset(i for n in block.nodes if n.op == "attention" for i in self._mixer(n).inputs)
         self.partial = frozenset(self._partial_parameters())
+        self.heads = frozenset(i for n in block.nodes if n.op == "attention" for i in self._mixer(n).inputs)
 
     def run(self) -> Lowered:
         """Regions and mixers in order."""
@@ -98,10 +98,16 @@ class _Lowering:
 
     def _key(self, name: str, state: State) -> str:
         """The name of a value in one state: its own where it was made so, or where no gradient tells R from Q."""
+        if name in self.block.parameters:
+            return f"{name}>{state}" if self.mixed(name, state) else name
         made = self.made.get(name)
         if made is None or made == state or (made.kind == "R" and state == Q and not self.values[name].grad):
             return name
         return f"{name}>{state}"
+
+    def mixed(self, name: str, state: State) -> bool:
+        """Whether a cut op reads a parameter that a whole op reads too: only this use's gradient is partial sums."""
+        return state == Q and name not in self.partial and self.values[name].grad
 
     def _output_state(self, name: str) -> State:
         """What the plan says; the loss stays as it was made: the program joins it."""
@@ -127,9 +133,11 @@ class _Lowering:
         wanted: dict[int, list[tuple[str, State]]] = {}
         for node in self.block.nodes:
             for name, state in zip(node.refs(), self.needs[node.name], strict=True):
-                if name in self.block.parameters or name in self.block.buffers:
-                    continue
                 reader = self.stage[node.name] - (node.op in MIXERS)
+                if name in self.block.parameters or name in self.block.buffers:
+                    if node.op in MIXERS and self._key(name, state) != name:
+                        wanted.setdefault(reader, []).append((name, state))
+                    continue
                 home = self._home(name, state, reader)
                 if home < reader or node.op in MIXERS:
                     wanted.setdefault(home, []).append((name, state))
@@ -152,15 +160,12 @@ class _Lowering:
         for name, state in dict.fromkeys(wanted.get(k, [])):
             key = self._key(name, state)
             if builder.provides(name, key):
-                builder.value(name, state)
+                builder.env[key] = builder.value(name, state)
                 outputs.append(key)
         return builder.finish(tuple(outputs))
 
     def _mixer(self, node: Node) -> Mixer:
-        names = [
-            r if r in self.block.parameters else self._key(r, s)
-            for r, s in zip(node.refs(), self.needs[node.name], strict=True)
-        ]
+        names = [self._key(r, s) for r, s in zip(node.refs(), self.needs[node.name], strict=True)]
         return Mixer(node, tuple(names), self.layout.cuts.get(node.name, WHOLE))
 
 
@@ -242,8 +247,7 @@ class _RegionBuilder:
         if name not in self.parameters:
             self.parameters[name] = self.graph.placeholder(f"p{len(self.parameters)}")
         fx = self.parameters[name]
-        mixed = state == Q and name not in self.low.partial and self.low.values[name].grad
-        return self._move(fx, State("R"), Q) if mixed else fx
+        return self._move(fx, State("R"), Q) if self.low.mixed(name, state) else fx
 
     def _converted(self, name: str, key: str, state: State) -> Any:
         self.env[key] = self._move(self.env[name], self.low.made[name], state)

@@ -42,6 +42,8 @@ def part_of(parameter: Tensor, whole: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole
     mesh = parameter.device_mesh
+    # A parameter of one number is kept as a row of one.
+    whole = whole if whole.dim() else whole.reshape(1)
     for axis in reversed(range(mesh.ndim)):
         placement: Any = parameter.placements[axis]
         if placement.is_replicate():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,16 +65,14 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     A group that is already there is used as it is, with its own timeout. Raises RunError when the number of processes
     is not the plan's, with the line that starts the right one, and when this host has fewer GPUs than processes.
     """
-    world = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    world = _world()
     if world != mesh.ranks:
         needed = "1 process" if mesh.ranks == 1 else f"{mesh.ranks} processes"
         raise RunError(
             f"the plan needs {needed} ({mesh}) and {world} {'is' if world == 1 else 'are'} running; "
             f"start it with: {launch_line(mesh.ranks)}"
         )
-    device = device or _device()
-    if not dist.is_initialized():
-        _start(device, timedelta(seconds=timeout))
+    device = _enter(device, timeout)
     replicate, sharded = (1, mesh.pool) if shard else (mesh.pool, 1)
     grid = init_device_mesh(device.type, (replicate, sharded, mesh.tp), mesh_dim_names=("replicate", "shard", "tp"))
     group = grid["tp"].get_group()
@@ -134,6 +132,20 @@ def told(value: Any) -> Any:
     return box[0]
 
 
+def from_first(make: Callable[[], str], *, device: torch.device | None = None, timeout: float = TIMEOUT) -> str:
+    """What `make` returns on rank 0, on every rank: solvers may differ between hosts, a plan must not.
+
+    Joins the process group torchrun describes if need be. What `make` raises is raised on every rank.
+    """
+    if _world() == 1:
+        return make()
+    _enter(device, timeout)
+    text = ""
+    with together():
+        text = make() if dist.get_rank() == 0 else ""
+    return str(told(text))
+
+
 def same(values: Mapping[str, str], what: str) -> None:
     """Raises RunError on every rank, naming the first entry that some rank holds otherwise than rank 0."""
     first, *others = gathered(dict(values))
@@ -141,6 +153,19 @@ def same(values: Mapping[str, str], what: str) -> None:
         bad = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         if bad:
             raise RunError(f"{what}: {bad[0]} differs between rank 0 and rank {rank}")
+
+
+def _world() -> int:
+    """Processes that run, or that torchrun says will."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _enter(device: torch.device | None, timeout: float) -> torch.device:
+    """Joins the process group, unless this process is in one, and says on what device."""
+    device = device or _device()
+    if not dist.is_initialized():
+        _start(device, timedelta(seconds=timeout))
+    return device
 
 
 def _device() -> torch.device:

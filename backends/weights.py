@@ -28,7 +28,7 @@ def fill(root: nn.Module, graph: Graph, source: Lookup, place: Callable[[str, Te
             if whole is None:
                 unset.append(name)
             else:
-                _copy(target, place(name, whole))
+                _copy(target, place(name, whole.reshape(1) if target.dim() > whole.dim() else whole))
     return tuple(unset)
 
 
@@ -107,7 +107,7 @@ def plain(
     if not keep:
         return {}
     own = dict(_tensors(model))
-    by_tensor = {id(own[name]): value for name, value in _unsplit(found, graph, own).items()}
+    by_tensor = {id(own[name]): value.reshape(own[name].shape) for name, value in _unsplit(found, graph, own).items()}
     wanted = model.state_dict(keep_vars=True)
     values = {name: by_tensor.get(id(t), None if t.is_meta else t.detach().cpu()) for name, t in wanted.items()}
     return {name: value for name, value in values.items() if value is not None}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fourfold.backends.program import Options, Program
+from fourfold.backends.ranks import from_first
 from fourfold.compiler.capture import capture
 from fourfold.compiler.pipeline import planned
 from fourfold.hardware import load
@@ -17,6 +18,8 @@ from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Answer
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Optimizer, Plan, Precision
+from fourfold.ir.serial import to_json
+from fourfold.ir.verify import verified
 from fourfold.ir.workload import Workload
 
 BUCKET, SMALL_BUCKET = 128, 8
@@ -77,16 +80,27 @@ def compile(
     hardware: str | Machine | None = None,
     options: Options | None = None,
 ) -> Program:
-    """The training program of this rank for `model` under a plan (or plans first, given workload and hardware).
+    """The training program of this rank for `model` under a plan; without one it plans first, on rank 0 for all.
 
-    Raises ModelError when the plan was made for another model, RunError when the number of processes is not its own.
+    Raises ModelError when the plan was made for another model, RunError when the number of processes is not its own,
+    UsageError for a plan that breaks a rule, and without a plan what `plan` raises.
     """
+    options = options or Options()
     if plan is None:
-        if workload is None or hardware is None:
-            raise UsageError("compile() needs a plan, or a workload and a hardware name to make one")
-        plan = globals()["plan"](model, workload, hardware=hardware)
+        plan = _agreed(model, workload, hardware, options)
     chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
-    return Program(model, chosen, graph_for(model, chosen), options or Options())
+    return Program(model, verified(chosen), graph_for(model, chosen), options)
+
+
+def _agreed(model: nn.Module, workload: Workload | None, hardware: str | Machine | None, options: Options) -> Plan:
+    """The plan rank 0 makes, on every rank."""
+    if workload is None or hardware is None:
+        raise UsageError("compile() needs a plan, or a workload and a hardware name to make one")
+    text = from_first(
+        lambda: to_json(plan(model, workload, hardware=hardware, top=0).plan),
+        device=options.device,
+    )
+    return Plan.read(text, "the plan of rank 0")
 
 
 def graph_for(model: nn.Module, plan: Plan) -> Graph:

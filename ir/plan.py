@@ -118,12 +118,18 @@ class Plan:
     def load(cls, path: str | Path) -> Plan:
         """Reads what `save` wrote. Raises UsageError for a missing file, another schema, or a damaged one."""
         try:
-            data = json.loads(Path(path).read_text())
+            return cls.read(Path(path).read_text(), str(path))
         except OSError as error:
             raise UsageError(f"plan {path} cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, text: str, source: str = "this text") -> Plan:
+        """The plan that `to_json` wrote as `text`, which came from `source`. Raises UsageError as `load` does."""
+        try:
+            data = json.loads(text)
         except ValueError:
-            raise UsageError(f"{path} is not a plan: it is no JSON") from None
+            raise UsageError(f"{source} is not a plan: it is no JSON") from None
         found = data.get("schema", SCHEMA) if isinstance(data, dict) else None
         if found != SCHEMA or "graph" not in data:
-            raise UsageError(f"{path} is not a plan of this version ({SCHEMA}): its schema is {found!r}")
+            raise UsageError(f"{source} is not a plan of this version ({SCHEMA}): its schema is {found!r}")
         return from_plain(cls, data)

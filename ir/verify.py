@@ -121,7 +121,7 @@ def complaints(plan: Plan, rules: tuple[Rule, ...] = RULES) -> tuple[str, ...]:
     return ()
 
 
-def check(plan: Plan) -> Plan:
+def verified(plan: Plan) -> Plan:
     """The plan itself. Raises UsageError when a rule is broken: a plan from a file may have been edited."""
     found = complaints(plan)
     if found:

@@ -12,7 +12,7 @@ from fourfold.compiler.capture import cache
 from fourfold.compiler.capture.exporting import exported
 from fourfold.compiler.capture.flatten import Flattener
 from fourfold.compiler.capture.fold import folded
-from fourfold.compiler.capture.rewrite import REWRITES
+from fourfold.compiler.capture.rewrite import REWRITES, drop_dead
 from fourfold.compiler.capture.tail import with_loss
 from fourfold.compiler.capture.tokenwise import check
 from fourfold.ir.graph import Graph
@@ -46,6 +46,7 @@ def _capture(model: nn.Module, dtype: torch.dtype, *, training: bool) -> Graph:
     for rewrite in REWRITES:
         flat = rewrite(flat)
     flat, suffix = with_loss(flat)
+    flat = drop_dead(flat)
     blocks, calls = folded(flat)
     notes += [note for block in blocks.values() for note in check(block)]
     used = {call.fqn(p) for call in calls for p in blocks[call.block].parameters}

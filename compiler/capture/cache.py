@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fourfold.compiler.capture.describe import describe
+from fourfold.compiler.capture.sources import files
 from fourfold.hardware.errors import UsageError
 from fourfold.ir import graph as graph_module
 from fourfold.ir.graph import Graph
@@ -27,7 +28,7 @@ def folder() -> Path:
 
 def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
     """A digest of the model's modules, their settings and source, its parameters, and the versions that capture it."""
-    digest = hashlib.sha256(f"{torch.__version__} {dtype} {training}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {dtype} {training} {torch.get_default_dtype()}".encode())
     for path in sorted(p for folder in OWN for p in folder.rglob("*.py")):
         digest.update(path.read_bytes())
     kinds = set()
@@ -40,8 +41,8 @@ def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
         )
     for name, buffer in model.named_buffers():
         digest.update(f"{name}|{tuple(buffer.shape)}|{buffer.dtype}".encode())
-    for source in sorted({_source_file(kind) for kind in kinds} - {""}):
-        digest.update(Path(source).read_bytes())
+    for path in files(kinds):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -65,15 +66,7 @@ def write(name: str, graph: Graph) -> None:
 
 
 def _settings(module: nn.Module) -> str:
-    plain = (bool, int, float, str, type(None), tuple, torch.dtype)
-    return repr(sorted((k, repr(v)) for k, v in vars(module).items() if isinstance(v, plain) or k == "config"))
-
-
-def _source_file(kind: type) -> str:
-    """The user's file a class was written in; torch's own are covered by its version."""
-    if kind.__module__.startswith("torch."):
-        return ""
-    try:
-        return inspect.getsourcefile(kind) or ""
-    except TypeError:
-        return ""
+    """The module's own attributes, tensors and children left out: they are told by name and shape."""
+    own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules", "_version")}
+    bare = {k for k, v in own.items() if k.startswith("_") and isinstance(v, (dict, list, set, tuple)) and not v}
+    return describe({k: v for k, v in own.items() if k not in bare})

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fourfold.compiler.capture.agreeing import Agreeing
 from fourfold.compiler.capture.traps import refuse_stateful, watched
 from fourfold.hardware.errors import ModelError
 
@@ -42,7 +43,7 @@ def exported(model: nn.Module, dtype: torch.dtype, *, training: bool) -> tuple[E
         with fake:
             twin = weightless(model, dtype).train(training)
             tokens = torch.zeros(2, 24, dtype=torch.long)
-        with watched() as notes, _quiet():
+        with watched() as notes, _quiet(), Agreeing(dtype, notes):
             program = export(twin, (tokens,), dynamic_shapes=((Dim.DYNAMIC, Dim.DYNAMIC),), strict=False)
     except ModelError:
         raise

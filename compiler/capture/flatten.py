@@ -93,10 +93,13 @@ class Flattener:
             self.env[node] = spec
             return
         value = node.meta["val"]
-        tensor = Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        learned = spec.kind == InputKind.PARAMETER
+        # A parameter that is one number is kept as a row of one: shards have a first dim.
+        shape = tuple(value.shape) or ((1,) if learned else ())
+        tensor = Tensor(shape, str(value.dtype).removeprefix("torch."))
         name = self.owner.get(spec.target, spec.target)
-        table = self.flat.parameters if spec.kind == InputKind.PARAMETER else self.flat.buffers
-        self.grad[name] = spec.kind == InputKind.PARAMETER and self.trainable[name]
+        table = self.flat.parameters if learned else self.flat.buffers
+        self.grad[name] = learned and self.trainable[name]
         table[name] = self.made[name] = replace(tensor, grad=self.grad[name])
         self.env[node] = Ref(name)
 
@@ -192,6 +195,8 @@ class Flattener:
         """An exported argument as ours: nodes become references, symbolic sizes become packed ones."""
         if isinstance(value, torch.fx.Node):
             found = self.env[value]
+            if isinstance(found, Ref) and found.name in self.flat.parameters and not value.meta["val"].shape:
+                return self.emit(value, "view", (found,), replace(self.made[found.name], shape=()))
             return self._constant(value, found) if isinstance(found, InputSpec) else found
         if isinstance(value, (list, tuple)):
             return tuple(self.arg(v) for v in value)

@@ -28,7 +28,7 @@ def folded(flat: Flat) -> tuple[dict[str, Block], tuple[Call, ...]]:
     outputs = _outputs(segments, home, flat.output)
     values = flat.values()
     blocks: dict[str, Block] = {}
-    known: dict[tuple[str, str], str] = {}
+    known: dict[str, str] = {}
     calls = []
     for i, segment in enumerate(segments):
         block, sources = _block(segment, outputs[i], flat, values)
@@ -129,9 +129,9 @@ def _class_name(segment: Segment, index: int, count: int) -> str:
     return "first" if index == 0 else "last" if index == count - 1 else "between"
 
 
-def _settle(block: Block, name: str, blocks: dict[str, Block], known: dict[tuple[str, str], str]) -> str:
-    """The name of an equal block already there, or a new one."""
-    key = (name, repr(block))
+def _settle(block: Block, name: str, blocks: dict[str, Block], known: dict[str, str]) -> str:
+    """The name of an equal block already there, whatever it is called, or a new one."""
+    key = repr(block)
     if key in known:
         return known[key]
     fresh, k = name, 2

@@ -19,6 +19,8 @@ def with_loss(flat: Flat) -> tuple[Flat, tuple[Node, ...]]:
     Raises ModelError when the logits are not made by a linear layer, or what follows it mixes the vocabulary.
     """
     head, after = _head(flat)
+    scalars = _scalars(flat)
+    after = [renamed(n, scalars) for n in after]
     extra = dict.fromkeys(r for n in after for r in n.refs() if r in flat.parameters)
     loss = Node(
         "loss",
@@ -58,9 +60,19 @@ def _head(flat: Flat) -> tuple[Node, list[Node]]:
     return head, after
 
 
+def _scalars(flat: Flat) -> dict[str, Ref]:
+    """Parameters of one number, by the name under which they are read."""
+    return {
+        n.name: Ref(n.refs()[0])
+        for n in flat.nodes
+        if n.op == "view" and n.refs()[0] in flat.parameters and not n.value.shape
+    }
+
+
 def _check(node: Node, reached: set[str], flat: Flat) -> None:
     base = node.op.split(".")[0]
     fitting = [r for r in flat.parameters if flat.parameters[r].shape in ((), (1,), node.value.shape[-1:])]
+    fitting += _scalars(flat)
     others = [r for r in node.refs() if r not in reached and r not in fitting]
     if base not in POINTWISE or base in NOT_AFTER or others:
         raise ModelError(

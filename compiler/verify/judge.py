@@ -67,36 +67,48 @@ def _number(kind: str, name: str, want: float, found: Sequence[float], limit: fl
 def _bytes(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     """Every rank's bytes, to the byte."""
     states = stored(job.graph, lowered(job.plan, job.graph))
+    rows = []
     for rank, one in enumerate(found):
         want = expected_bytes(job.graph, job.plan, states, rank)
         if not job.course.steps:
             want = Bytes(want.parameters, want.gradients, 0)
-        off = sum(abs(getattr(want, k) - getattr(one.held, k)) for k in ("parameters", "gradients", "state"))
-        held = f"{one.held.parameters} parameters, {one.held.gradients} gradients, {one.held.state} state"
-        plan = "as planned" if not off else f"planned {want.parameters}, {want.gradients}, {want.state}"
-        yield Check("bytes", f"of rank {rank}", float(off), 0.0, f"{held}; {plan}")
+        rows.append((_held(want), _held(one.held)))
+    yield from _exact("bytes", "of ", rows)
     if job.plan.mesh.tp > 1:
         share = cut_share(job.graph, states, job.plan.mesh.tp)
         yield Check("bytes", "left uncut of block weights", 1.0 - share, 1.0 - CUT, f"{share:.1%} cut over tp")
+
+
+def _held(held: Bytes) -> Mapping[str, int]:
+    return {"parameters": held.parameters, "gradients": held.gradients, "state": held.state}
 
 
 def _traffic(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     """Collectives of the first step, on every rank: over tp all of them, over the pool those of gradients."""
     blocks = lowered(job.plan, job.graph)
     states = stored(job.graph, blocks)
-    for rank, one in enumerate(found):
-        micro = job.padded_tokens(rank)
-        if job.plan.mesh.tp > 1:
-            want = expected_collectives(job.graph, job.plan, blocks, micro)
-            yield _counted(f"over tp of rank {rank}", want, one.traffic, len(micro))
-        if job.plan.mesh.pool > 1:
-            want = expected_reductions(job.graph, job.plan, states, len(micro))
-            yield _counted(f"of gradients of rank {rank}", want, one.reductions, len(micro))
+    micro = [job.padded_tokens(rank) for rank in range(len(found))]
+    if job.plan.mesh.tp > 1:
+        want = [expected_collectives(job.graph, job.plan, blocks, tokens) for tokens in micro]
+        yield from _exact("collectives", "over tp, ", list(zip(want, (f.traffic for f in found), strict=True)))
+    if job.plan.mesh.pool > 1:
+        want = [expected_reductions(job.graph, job.plan, states, len(tokens)) for tokens in micro]
+        yield from _exact("collectives", "of gradients, ", list(zip(want, (f.reductions for f in found), strict=True)))
 
 
-def _counted(name: str, want: Mapping[str, int], seen: Mapping[str, int], micro_steps: int) -> Check:
-    off = sum(abs(want.get(kind, 0) - seen.get(kind, 0)) for kind in {*want, *seen})
-    text = ", ".join(f"{n} {kind}" for kind, n in seen.items()) or "none"
-    plan = "as planned" if not off else "planned " + ", ".join(f"{n} {kind}" for kind, n in want.items())
-    steps = "1 micro-step" if micro_steps == 1 else f"{micro_steps} micro-steps"
-    return Check("collectives", name, float(off), 0.0, f"{text} in {steps}; {plan}")
+def _exact(kind: str, name: str, rows: Sequence[tuple[Mapping[str, int], Mapping[str, int]]]) -> Iterator[Check]:
+    """One check for the ranks that were to count the same and did count the same: planned and found, rank by rank."""
+    ranks: dict[tuple[str, str], list[int]] = {}
+    errors: dict[tuple[str, str], float] = {}
+    for rank, (want, seen) in enumerate(rows):
+        key = (_words(want), _words(seen))
+        ranks.setdefault(key, []).append(rank)
+        errors[key] = float(sum(abs(want.get(k, 0) - seen.get(k, 0)) for k in {*want, *seen}))
+    for (want_text, seen_text), same in ranks.items():
+        who = "all ranks" if len(same) == len(rows) else f"ranks {', '.join(map(str, same))}"
+        detail = seen_text if want_text == seen_text else f"{seen_text}; planned {want_text}"
+        yield Check(kind, name + who, errors[want_text, seen_text], 0.0, detail)
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()) if n) or "none"

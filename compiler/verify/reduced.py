@@ -13,8 +13,8 @@ from fourfold.hardware.errors import ModelError, UsageError
 
 SMALL = 20_000_000
 """Parameters a model may have to be verified as it is."""
-LARGEST = 800_000_000
-"""Parameters that N processes and a reference on this machine can hold: 16 bytes each for AdamW, twice."""
+LARGEST = 200_000_000
+"""Parameters that eight processes and a reference hold in a small memory: 16 bytes each with AdamW."""
 BLOCKS = 2
 
 

@@ -90,7 +90,7 @@ def _cuts(layout: Layout, states: Mapping[str, str], old: Block, new: Block, tp:
     made = {n: State.parse(states.get(n, "R")) for n in new.inputs}
     cuts = {}
     for node in new.nodes:
-        if node.op in PASSING:
+        if node.op in PASSING and node.refs()[0] in made:
             cut = _following(node, values, made[node.refs()[0]], tp)
         else:
             cut = _same(node, known, layout, new)

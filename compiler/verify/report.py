@@ -9,6 +9,8 @@ from fourfold.ir.serial import to_plain
 
 TENSORS = ("gradient", "sgd", "adamw")
 """What is compared of each tensor: its gradient, then the parameter after one step of SGD, then after AdamW's."""
+WIDTH = 80
+"""Columns of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,19 @@ class Report:
         rest = [c for c in self.checks if c.kind not in TENSORS]
         names = [f"{c.kind} {c.name}".strip() for c in rest]
         width = max((len(n) for n in names), default=0)
-        return [f"{n:<{width}}{_cell(c)}  {c.detail}".rstrip() for n, c in zip(names, rest, strict=True)]
+        lines = [f"{n:<{width}}{_cell(c)}".rstrip() for n, c in zip(names, rest, strict=True)]
+        return [_with_detail(line, c.detail) for line, c in zip(lines, rest, strict=True)]
 
 
 def _cell(check: Check | None) -> str:
     if check is None:
         return f"{'-':>12}"
     return f"{check.error:>11.1e}{' ' if check.passed else '!'}"
+
+
+def _with_detail(line: str, detail: str) -> str:
+    """The detail behind the number, or under it where the line would be too long."""
+    return f"{line}  {detail}".rstrip() if len(line) + len(detail) + 2 <= WIDTH else f"{line}\n    {detail}"
 
 
 def _number(value: float) -> float | str:

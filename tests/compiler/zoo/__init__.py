@@ -55,6 +55,7 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
     "unknown-ops": lambda: LM(b.Odd),
     "nano-gpt": m.NanoGPT,
     "tied": m.Tied,
+    "one-block": m.OneBlock,
     "scaled-logits": m.ScaledLogits,
     "position-slice": lambda: m.Sliced(False),
     "position-slice-batch": lambda: m.Sliced(True),

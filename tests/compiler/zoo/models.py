@@ -54,6 +54,17 @@ class Tied(LM):
         return torch.tanh(logits / 3.0) * 3.0
 
 
+class OneBlock(Tied):
+    """A tied head without a list: embedding, block and head are one."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=1)
+        self.layers = nn.ModuleDict({"only": Block()})
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers["only"](x))
+
+
 class ScaledLogits(LM):
     """A head with a bias, a learned scale, float32 logits."""
 
