@@ -2,9 +2,9 @@
 
     python benchmarks/check_calibration.py [--profile FILE] [--width 128 256] [--steps 8] [--full]
 
-Each row is a plan over gloo processes of this machine: predicted seconds of a step, the measured median, their ratio, and
-the processor time of all ranks per core, which no other program on the machine can inflate. Below the rows: the mean
-and the worst error, and pairs of rows that were predicted in the wrong order though they differ by more than 15 %.
+Each row is a plan over gloo processes of this machine: predicted seconds of a step, the measured median, their ratio,
+and the processor time of all ranks per core, which no other program on the machine can inflate. Below the rows: the
+mean and the worst error, and pairs of rows that were predicted in the wrong order though they differ by more than 15 %.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def misordered(found: list[Row]) -> Iterator[str]:
     """Pairs measured further apart than APART and predicted the other way round."""
     for one, other in combinations(sorted(found, key=lambda row: row.measured), 2):
         if other.measured > APART * one.measured and other.predicted <= one.predicted:
-            yield f"{one.name} is {other.measured / one.measured:.2f} times faster than {other.name}: predicted the other way"
+            times = other.measured / one.measured
+            yield f"{one.name} is {times:.2f} times faster than {other.name}: predicted the other way"
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ profile or its calibration; no rate is ever borrowed from another device or anot
 from __future__ import annotations
 
 from fourfold.hardware.errors import InfeasibleError
-from fourfold.hardware.machine import AttentionFit, Chore, Device, KernelFit
+from fourfold.hardware.machine import AttentionFit, Device, KernelFit
 
 # Backward recomputes the scores once (1 product) and forms dQ, dK, dV and dP (4), against 2 forward.
 ATTENTION_BACKWARD = 2.5
@@ -58,9 +58,18 @@ def norm_time(moved: float, device: Device, *, backward: bool = False) -> float:
     return _bandwidth_bound(moved, fit=fit, device=device)
 
 
-def chore_time(moved: float, chore: Chore | None) -> float:
-    """Seconds of one chore over `moved` bytes; none where the device does not wait for them."""
-    return 0.0 if chore is None else chore.overhead + moved / chore.rate
+def chore_time(name: str, device: Device, moved: float = 0.0) -> float:
+    """Seconds of one chore of the program over `moved` bytes; none where the device does not wait for it."""
+    chore = device.chores.get(name)
+    if chore is None:
+        return 0.0
+    return chore.overhead + (moved / chore.rate if chore.rate else 0.0)
+
+
+def idle_time(name: str, device: Device) -> float:
+    """Seconds of a chore that finds nothing to move."""
+    chore = device.chores.get(name)
+    return 0.0 if chore is None else chore.idle
 
 
 def attention_flops(heads: int, head_dim: int, pairs: float) -> float:

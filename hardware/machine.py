@@ -38,11 +38,11 @@ class AttentionFit:
 class Chore:
     """Work of the program between the kernels that nothing hides: `overhead` each time plus bytes / `rate`.
 
-    `idle` is what is left of the overhead where there is nothing to move.
+    A rate of 0 copies nothing; `idle` is what is left of the overhead where there is nothing to move.
     """
 
     overhead: float
-    rate: float
+    rate: float = 0.0
     idle: float = 0.0
 
 
@@ -52,9 +52,10 @@ class Device:
 
     `peak` maps a dtype name (fp64 fp32 tf32 fp16 bf16 fp8 fp4 int8) to its dense FLOP/s; an
     unsupported dtype is absent. `matmul` maps a dtype name, or "any", to its fit. `special` are exponentials and their
-    like; it and `norm_backward` are None where they cost what other elementwise kernels do. `gather` and `reduce` are
-    the chores around each sharded unit in forward and backward, `update` those of clipping and optimizer for each
-    tensor; None where the device runs on meanwhile.
+    like; it and `norm_backward` are None where they cost what other elementwise kernels do. `chores` by name: gather
+    and reduce around a sharded unit in forward and backward, update for each tensor by clipping and optimizer, local
+    for each parameter read under a tensor axis, move for each change of state along it, read for each sequence of the
+    batch; absent where the device runs on meanwhile.
     """
 
     name: str
@@ -75,9 +76,7 @@ class Device:
     launch: float
     special: KernelFit | None = None
     norm_backward: KernelFit | None = None
-    gather: Chore | None = None
-    reduce: Chore | None = None
-    update: Chore | None = None
+    chores: Mapping[str, Chore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

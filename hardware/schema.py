@@ -165,10 +165,10 @@ attention.*.ceiling   number required priced   best rate over matmul peak
 attention.*.half_length  number required priced  sequence length at half of it
 attention.*.half_width   number priced  head size at half of it
 attention.*.overhead  time required priced     fixed time
-chore.*.name          text required     gather, reduce (around a sharded unit) or update (of a parameter tensor)
+chore.*.name          text required     gather, reduce, update, local, move or read
 chore.*.overhead      time required priced     host time each, where no kernel runs meanwhile
 chore.*.idle          time priced       the same where there is nothing to move
-chore.*.rate          bandwidth required priced  rate at which its bytes are copied
+chore.*.rate          bandwidth priced  rate at which its bytes are copied
 collective.*.op       text required     all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, send_recv
 collective.*.group    whole required priced    ranks in the group
 collective.*.placement  text            intra or inter

@@ -43,19 +43,19 @@ class Eager:
             return self.device.launch
         moved = sum(self.size(values[r]) for r in node.refs()) + self.size(node.value)
         if name in NORMS:
-            return norm_time(moved / share, self.device)
-        return self._kernel(name, moved / share)
+            return self.device.launch + norm_time(moved / share, self.device)
+        return self.device.launch + self._kernel(name, moved / share)
 
     def backward(self, node: Node, values: Mapping[str, Tensor], share: int) -> float:
         """For each input with a gradient: reads the output's and what was kept, writes the input's."""
         out, name = self.size(node.value) / share, _name(node)
-        found = 0.0
+        found = self.device.launch
         for value in (values[r] for r in node.refs()):
             if value.grad:
                 found += self._gradient(name, self.size(value) / share, out)
                 if name in NORMS:
                     break  # that of the weight comes with the input's
-        return found + self.device.launch
+        return found
 
     def added(self, sizes: Iterator[float]) -> float:
         """Sums of gradients, one kernel each."""

@@ -9,8 +9,9 @@ from functools import cached_property
 from math import ceil, prod
 
 from fourfold.costmodel.collective import Op, collective_time
-from fourfold.costmodel.kernel import chore_time, peak_rate, stream_time
+from fourfold.costmodel.kernel import chore_time, idle_time, peak_rate, stream_time
 from fourfold.costmodel.memory import (
+    SLACK_HIGH,
     Band,
     Memory,
     activation_memory,
@@ -20,7 +21,7 @@ from fourfold.costmodel.memory import (
     peak,
 )
 from fourfold.costmodel.state import Held, State, Widths, backward_memory, state_memory, update_memory
-from fourfold.hardware.machine import Chore, Crossing, Overlap
+from fourfold.hardware.machine import Crossing, Overlap
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Estimate
 from fourfold.ir.graph import Block, Graph, Node
@@ -91,20 +92,20 @@ class Priced:
         """Seconds of clipping and of the update of this rank's shard: each number read and written once."""
         width, state = SIZES[self.plan.precision.parameter], self.plan.optimizer.state
         size = self.held.trainable_shard * (3.0 * width + 2.0 * state + CLIPPED)
-        update = self.machine.device.update
-        if update is not None:
-            tensors = sum(value.grad for _, value in self.plan.graph.parameters())
-            return tensors * update.overhead + size / update.rate
-        return stream_time(size, self.machine.device) if size else 0.0
+        device, tensors = self.machine.device, sum(value.grad for _, value in self.plan.graph.parameters())
+        if "update" in device.chores:
+            return tensors * chore_time("update", device, size / max(1, tensors))
+        return stream_time(size, device) if size else 0.0
 
     @cached_property
     def talk(self) -> float:
-        """Seconds of the small exchanges of a step between all ranks, where they hold the program up."""
+        """Seconds in which every rank reads the batch and tells the others a few numbers, where that is waited for."""
+        read = self.plan.workload.sequences * chore_time("read", self.machine.device)
         if not self.blocking:
-            return 0.0
+            return read
         everyone = self.machine.crossing(tuple(range(self.plan.mesh.ranks)))
         known, group = self.machine.calibration, self.machine.group
-        return EXCHANGES * collective_time("all_reduce", 8.0, everyone, calibration=known, group=group)
+        return read + EXCHANGES * collective_time("all_reduce", 8.0, everyone, calibration=known, group=group)
 
     @property
     def blocking(self) -> bool:
@@ -114,7 +115,25 @@ class Priced:
     @cached_property
     def floor(self) -> float:
         """Seconds that the step cannot go below, whatever overlaps: cheap, and what the search prunes by."""
-        return floor(self.calls, micro_steps=self.plan.micro_steps, optimizer=self.optimizer + self.talk)
+        steps = self.plan.micro_steps
+        seconds = floor(self.calls, micro_steps=steps, optimizer=self.optimizer + self.talk)
+        return seconds if self.plan.recompute else seconds + steps * self._least_replay()
+
+    def _least_replay(self) -> float:
+        """Seconds a micro-step that some recompute must take where nothing recomputed does not fit.
+
+        Each byte too many is given back by the mode that gives back most for its time; the allocator's slack goes
+        with it.
+        """
+        short = self.memory().shortfall(self.machine.device) / (1.0 + SLACK_HIGH)
+        if short <= 0:
+            return 0.0
+        rates = []
+        for block in self.work.values():
+            for mode in RECOMPUTE[1:]:
+                freed, again = block.kept["none"] - block.kept[mode], block.replay(mode)
+                rates += [(again.compute + again.communication) / freed] if freed > 0 else []
+        return short * min(rates, default=0.0)
 
     @cached_property
     def held(self) -> Held:
@@ -186,7 +205,8 @@ class Priced:
     def _parts(self, step: StepTime) -> Iterator[tuple[str, float]]:
         """Where the step's time goes: they sum to it. What is exposed beside the tensor axis is the pool's."""
         times = self.plan.micro_steps
-        idle = self.talk + times * len(self.calls) * (self._idle.forward + self._idle.backward)
+        around = [self._around(block) for block in self._blocks()]
+        idle = self.talk + times * sum(each.forward + each.backward for each in around)
         computed = self.optimizer + idle
         for kind in (*KINDS.values(), ELEMENTWISE):
             done = [self.work[block].compute[kind] for block in self._blocks()]
@@ -212,21 +232,18 @@ class Priced:
         gathered, reduced = laid.held * SIZES[precision.compute], laid.trained * SIZES[precision.reduce]
         gather = self._collective("all_gather", gathered) if zero and gathered else 0.0
         reduce = self._collective("reduce_scatter" if zero else "all_reduce", reduced) if reduced else 0.0
+        device = self.machine.device
         if gathered:
-            gather += self._chore(self.machine.device.gather, gathered)
+            gather += chore_time("gather", device, gathered) - idle_time("gather", device)
         if reduced:
-            reduce += self._chore(self.machine.device.reduce, reduced)
-        return CallCost(block.total + self._idle, block.tensor, block.replay(mode), gather, reduce)
+            reduce += chore_time("reduce", device, reduced) - idle_time("reduce", device)
+        return CallCost(block.total + self._around(name), block.tensor, block.replay(mode), gather, reduce)
 
-    @property
-    def _idle(self) -> Times:
-        """What the program does around each call, whether or not anything is gathered or reduced."""
-        chores = self.machine.device.gather, self.machine.device.reduce
-        return Times(*(chore.idle if chore else 0.0 for chore in chores))
-
-    def _chore(self, chore: Chore | None, size: float) -> float:
-        """Seconds of a chore beyond its idle part."""
-        return chore_time(size, chore) - chore.idle if chore else 0.0
+    def _around(self, name: str) -> Times:
+        """What the program does around each call of a block, whether or not anything is gathered or reduced."""
+        device, cut = self.machine.device, self.plan.mesh.tp > 1
+        local = len(self.plan.graph.blocks[name].parameters) * chore_time("local", device) / 2 if cut else 0.0
+        return Times(idle_time("gather", device) + local, idle_time("reduce", device) + local)
 
     def _collective(self, op: Op, size: float) -> float:
         """One collective over the pool."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fourfold.costmodel.kernel import chore_time
 from fourfold.costmodel.memory import attention_workspace
 from fourfold.ir.conversion import conversion
 from fourfold.ir.graph import Block, Node, Tensor
@@ -80,10 +81,11 @@ def _moved(value: Tensor, made: State, needed: State, seconds: Seconds) -> Times
     if change is None:
         return Times()
     size, n = seconds.size(value), seconds.tensor.size
+    issued = chore_time("move", seconds.device) / 2
     forward, backward = (
-        seconds.copied(value, n if move.op == "slice" else 1)
+        issued + seconds.copied(value, n if move.op == "slice" else 1)
         if move.local
-        else seconds.move(move.op, size / n if move.op == "all_to_all" else size)
+        else issued + seconds.move(move.op, size / n if move.op == "all_to_all" else size)
         for move in (change.forward, change.backward)
     )
     return Times(forward, backward if value.grad else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,13 +12,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from fourfold.backends import compat
+from fourfold.backends.batching import pack
 from fourfold.backends.calibrate.ask import Ask
+from fourfold.backends.calibrate.clock import Clock
 from fourfold.backends.clip import clip_grad_norm_
+from fourfold.backends.collectives import convert
+from fourfold.backends.sequences import Limits, digest, documents
 from fourfold.hardware.machine import Chore
 
 UNITS = 3
+SEQUENCES = 16
 TENSORS = 9
 """Parameters of a unit: what a block of a Llama has."""
 SMALL, LARGE = 16, 256
@@ -26,15 +33,6 @@ UPDATED = 10
 """Numbers read or written for each parameter by clipping (3) and AdamW (3 for the parameter, 4 for its state)."""
 FASTEST = 100e9
 """Bytes per second of a chore whose time does not grow with its bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chores:
-    """What this rank measured."""
-
-    gather: Chore
-    reduce: Chore
-    update: Chore
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +59,65 @@ class _Unit(nn.Module):
         return x
 
 
-def chores(ask: Ask, rank: int) -> Chores:
-    """The chores of this rank, all ranks at once; each rank is a pool of its own, so that no message is counted.
+def chores(ask: Ask, rank: int) -> dict[str, Chore]:
+    """The chores of this rank by name, all ranks at once; each is a pool of its own, so that no message is counted.
 
     What is gathered from one rank and reduced over one is copied as often as with many.
     """
-    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("apart", "pool"))["pool"]
-    share, rounds = ask.clock(torch.device("cpu")).share, 5 if ask.quick else 15
-    small, large = (_cost(side, mesh, share, rounds) for side in (SMALL, LARGE))
+    grid = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("apart", "pool"))
+    clock, rounds = ask.clock(torch.device("cpu")), 5 if ask.quick else 15
+    small, large = (_cost(side, grid["pool"], clock.share, rounds) for side in (SMALL, LARGE))
     extra = 4.0 * (LARGE**2 - SMALL**2) * UNITS * TENSORS
-    return Chores(
-        gather=Chore(small.forward / UNITS, _rate(extra, large.forward - small.forward), small.idle_forward / UNITS),
-        reduce=Chore(
+    return {
+        "gather": Chore(small.forward / UNITS, _rate(extra, large.forward - small.forward), small.idle_forward / UNITS),
+        "reduce": Chore(
             small.backward / UNITS, _rate(extra, large.backward - small.backward), small.idle_backward / UNITS
         ),
-        update=Chore(small.update / (UNITS * TENSORS), _rate(UPDATED * extra, large.update - small.update)),
-    )
+        "update": Chore(small.update / (UNITS * TENSORS), _rate(UPDATED * extra, large.update - small.update)),
+        "local": Chore(_local(clock, grid["apart"])),
+        "move": Chore(_move(clock)),
+        "read": Chore(_read(clock)),
+    }
+
+
+def _local(clock: Clock, mesh: DeviceMesh) -> float:
+    """Reading this rank's part of a cut parameter, and the way back of its gradient."""
+    parts = [torch.randn(SMALL, SMALL, requires_grad=True) for _ in range(TENSORS)]
+    whole = [nn.Parameter(DTensor.from_local(part.detach(), mesh, [Shard(0)], run_check=False)) for part in parts]
+
+    def read(tensors: Sequence[Tensor]) -> None:
+        total = torch.zeros(SMALL, SMALL)
+        for tensor in tensors:
+            total = total + (tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+        torch.autograd.grad(total, tensors, torch.ones(SMALL, SMALL))
+
+    return max(0.0, clock.seconds(lambda: read(whole)) - clock.seconds(lambda: read(parts))) / TENSORS
+
+
+def _move(clock: Clock) -> float:
+    """A change of state and its dual, without messages and beyond the copy that each makes."""
+    x, keep = torch.randn(SMALL, SMALL, requires_grad=True), ("keep", 0, 0)
+
+    def moved(move: Callable[[Tensor], Tensor]) -> None:
+        y = x
+        for _ in range(TENSORS):
+            y = move(y)
+        torch.autograd.grad(y, x, torch.ones_like(y))
+
+    own = clock.seconds(lambda: moved(lambda y: convert(y, keep, keep, ("", 1, 0))))
+    return max(0.0, own - clock.seconds(lambda: moved(torch.neg))) / TENSORS
+
+
+def _read(clock: Clock) -> float:
+    """Reading one sequence of a batch and packing it."""
+    batch = torch.randint(0, 256, (SEQUENCES, 64)).tolist()
+
+    def read() -> None:
+        docs = documents(batch, Limits(256, 256, None))
+        digest(docs)
+        pack(docs, bucket=8, device=torch.device("cpu"))
+
+    return clock.seconds(read) / SEQUENCES
 
 
 def _cost(side: int, mesh: DeviceMesh, share: float, rounds: int) -> _Times:

@@ -36,34 +36,35 @@ class Clock:
         """The median time of `work`; a GPU runs it from a graph, without the host, where it can be captured."""
         if self.device.type == "cuda":
             run = _replayed(work) or _many(work)
-            return self._median(lambda: (self._spent(run) / QUEUED,))[0]
-        return self._median(lambda: (self._spent(work),))[0]
+            return self._median(lambda: (self.once(run) / QUEUED,))[0]
+        return self._median(lambda: (self.once(work),))[0]
 
     def queued(self, work: Work) -> float:
         """The median device time of `work` launched by the host several times in a row."""
-        return self._median(lambda: (self._spent(_many(work)) / QUEUED,))[0]
+        return self._median(lambda: (self.once(_many(work)) / QUEUED,))[0]
 
     def both(self, forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> tuple[float, float]:
         """The median times of a forward, and of the backward of what it gave."""
 
-        def once() -> tuple[float, float]:
+        def run() -> tuple[float, float]:
             made: list[Tensor] = []
-            ahead = self._spent(lambda: made.append(forward()))
-            return ahead, self._spent(lambda: backward(made[0]))
+            ahead = self.once(lambda: made.append(forward()))
+            return ahead, self.once(lambda: backward(made[0]))
 
-        ahead, back = self._median(once)
+        ahead, back = self._median(run)
         return ahead, back
 
-    def _median(self, once: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    def _median(self, run: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
         """Medians over as many runs as the budget allows, after one that warms up."""
-        once()
+        run()
         found: list[tuple[float, ...]] = []
         stop = time.perf_counter() + self.budget
         while len(found) < self.least or (len(found) < ROUNDS and time.perf_counter() < stop):
-            found.append(once())
+            found.append(run())
         return tuple(median(column) for column in zip(*found, strict=True))
 
-    def _spent(self, work: Work) -> float:
+    def once(self, work: Work) -> float:
+        """The time of one run."""
         if self.device.type == "cuda":
             started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             started.record()

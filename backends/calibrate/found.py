@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from fourfold.backends.calibrate import fit
-from fourfold.backends.calibrate.chores import Chores
 from fourfold.backends.calibrate.collectives import Traffic
 from fourfold.backends.calibrate.fit import AttentionPoint, Point, Quality, Stream
 from fourfold.backends.calibrate.kernels import Kernels
@@ -28,7 +27,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The fits, each with how well it tells its points. `chores` are None where the device runs on meanwhile."""
+    """The fits, each with how well it tells its points. There are no `chores` where the device runs on meanwhile."""
 
     rates: Rates
     products: Mapping[str, tuple[KernelFit, Quality]]
@@ -41,13 +40,13 @@ class Found:
     launch: float
     anchors: tuple[Anchors, ...]
     overlap: Overlap
-    chores: Chores | None
+    chores: Mapping[str, Chore]
 
 
 def found(
     kernels: Sequence[Kernels],
     traffic: Sequence[Traffic],
-    chores: Sequence[Chores],
+    chores: Sequence[Mapping[str, Chore]],
     *,
     rates: Rates | None,
     share: float | None,
@@ -79,7 +78,7 @@ def found(
         if share is None
         else _anchors([t.worked for t in traffic], mean, share),
         overlap=traffic[0].overlap,
-        chores=_chores(chores) if chores else None,
+        chores={name: _chore([each[name] for each in chores]) for name in chores[0]} if chores else {},
     )
 
 
@@ -134,10 +133,6 @@ def _anchors(ranks: Sequence[Sequence[Anchors]], merge: Merge, share: float) -> 
         rising = [max(times[: i + 1]) for i in range(len(times))]
         merged.append(Anchors(column[0].op, column[0].size, 1, tuple(zip(sizes, rising, strict=True))))
     return tuple(merged)
-
-
-def _chores(ranks: Sequence[Chores]) -> Chores:
-    return Chores(*(_chore([getattr(one, name) for one in ranks]) for name in ("gather", "reduce", "update")))
 
 
 def _chore(ranks: Sequence[Chore]) -> Chore:

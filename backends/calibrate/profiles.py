@@ -111,15 +111,15 @@ def _uncalibrated(found: Found) -> Rows:
     """The same fits in the words of a device, for readers that look no further; the calibration has more."""
     product, rates = found.products["fp32"][0], found.rates
     return {
-        "matmul_compute": min(1.0, _share(product.compute)),
-        "matmul_memory": min(1.0, _share(product.memory)),
+        "matmul_compute": _fraction(product.compute),
+        "matmul_memory": _fraction(product.memory),
         "matmul_shape": product.shape,
         "matmul_overhead": short(product.overhead, "time"),
-        "stream_memory": _share(found.stream[0].cold / rates.bandwidth),
-        "norm_memory": _share(found.norm[0].cold / rates.bandwidth),
+        "stream_memory": _fraction(found.stream[0].cold / rates.bandwidth),
+        "norm_memory": _fraction(found.norm[0].cold / rates.bandwidth),
         "kernel_overhead": short(found.stream[0].overhead, "time"),
-        "attention_forward": _share(found.attention[0].ceiling),
-        "attention_backward": _share(found.attention_backward[0].ceiling),
+        "attention_forward": _fraction(found.attention[0].ceiling),
+        "attention_backward": _fraction(found.attention_backward[0].ceiling),
         "attention_half_length": found.attention[0].half_length,
         "launch_host": short(found.launch, "time"),
         "collective_bandwidth": 1.0,
@@ -160,9 +160,8 @@ def _rows(found: Found) -> Iterator[tuple[str, Rows]]:
         )
     for anchors in found.anchors:
         yield "collective", _collective(anchors)
-    if found.chores is not None:
-        for name in ("gather", "reduce", "update"):
-            yield "chore", {"name": name, **_chore(getattr(found.chores, name))}
+    for name, chore in found.chores.items():
+        yield "chore", {"name": name, **_chore(chore)}
 
 
 def _product(fit: KernelFit) -> Rows:
@@ -186,8 +185,9 @@ def _attention(fit: AttentionFit) -> Rows:
 
 
 def _chore(chore: Chore) -> Rows:
-    times = {"overhead": short(chore.overhead, "time"), "idle": short(chore.idle, "time")}
-    return {**times, "rate": short(chore.rate, "bandwidth")}
+    idle: Rows = {"idle": short(chore.idle, "time")} if chore.idle else {}
+    rate: Rows = {"rate": short(chore.rate, "bandwidth")} if chore.rate else {}
+    return {"overhead": short(chore.overhead, "time"), **idle, **rate}
 
 
 def _collective(anchors: Anchors) -> Rows:
@@ -214,6 +214,11 @@ def _quality(quality: Quality) -> Rows:
 def _share(value: float) -> float:
     """A number without a unit, to four digits."""
     return float(f"{value:.4g}")
+
+
+def _fraction(value: float) -> float:
+    """A share of a peak, which a device's own words keep at 1 or below."""
+    return min(1.0, _share(value))
 
 
 def _head(kind: str, name: str, rows: Rows) -> str:

@@ -1,8 +1,9 @@
-"""`fourfold hardware`: list, show, check, compare and write machine profiles. No torch, no solver: profiles only."""
+"""`fourfold hardware`: list, show, check, compare, write and measure machine profiles. Only `detect` imports torch."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,44 @@ def new(
         typer.echo(f"wrote {path}")
     typer.echo(str(machine))
     typer.echo(f"edit it, then: fourfold hardware check {files[-1][0]}")
+
+
+@hardware.command("detect")
+def detect(
+    quick: Annotated[bool, typer.Option("--quick", help="Within 20 s on two cores, not 90 s.")] = False,
+    ranks: Annotated[int | None, typer.Option("--ranks", help="Processes at once: all GPUs, else 4.")] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="File of the profile; what it needs lies beside.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine as its ranks share it, and write it as a profile that plans can name."""
+    # Measuring takes torch, which the other commands of this group do without.
+    from fourfold.backends import calibrate
+
+    path = write or user_folders()[0] / "this-machine.toml"
+    if path.suffix != ".toml":
+        raise UsageError(f"--write {path}: a profile is a .toml file")
+    environment = {key: value for key, value in sorted(os.environ.items()) if key.startswith(("NCCL_", "RCCL_"))}
+    found = calibrate.detect(
+        name=path.stem,
+        ranks=ranks,
+        quick=quick,
+        environment=environment,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    files = found.write(path) if write else ()
+    if as_json:
+        _json({"name": found.name, "files": [str(one) for one in files], "profiles": dict(found.texts)})
+        return
+    if not files:
+        for text in found.texts.values():
+            typer.echo(text)
+        typer.echo(f"nothing was written; to keep it: fourfold hardware detect --write {path}")
+        return
+    for one in files:
+        typer.echo(f"wrote {one}")
+    _print(tables.summary(load(str(path))))
 
 
 def _file(name: str) -> Path:

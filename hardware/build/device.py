@@ -118,9 +118,7 @@ def _calibrated(device: Device, calibration: Profile) -> Device:
         launch=either(calibration, "host.launch_eager", device.launch),
         special=device.special if special is None else _measured_rate(device.stream, calibration, special),
         norm_backward=device.norm_backward if backward is None else _measured_rate(device.norm, calibration, backward),
-        gather=_chore(calibration, "gather", device.gather),
-        reduce=_chore(calibration, "reduce", device.reduce),
-        update=_chore(calibration, "update", device.update),
+        chores={**device.chores, **_chores(calibration)},
     )
 
 
@@ -144,12 +142,12 @@ def _measured_attention(fit: AttentionFit, calibration: Profile, direction: str)
     return AttentionFit(**numbers, half_width=either(calibration, f"{row}.half_width", 0.0))
 
 
-def _chore(calibration: Profile, name: str, known: Chore | None) -> Chore | None:
-    row = f"chore.{name}"
-    if not calibration.has(row):
-        return known
-    numbers = _numbers(calibration, row, ("overhead", "rate"))
-    return Chore(**numbers, idle=either(calibration, f"{row}.idle", 0.0))
+def _chores(calibration: Profile) -> dict[str, Chore]:
+    keys = ("overhead", "rate", "idle")
+    return {
+        row.partition(".")[2]: Chore(*(either(calibration, f"{row}.{key}", 0.0) for key in keys))
+        for row in calibration.rows("chore")
+    }
 
 
 def _row(calibration: Profile, array: str, key: str, *values: str) -> str | None:

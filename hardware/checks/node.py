@@ -75,7 +75,7 @@ def graph(profile: Profile, _: Library) -> Iterator[Finding]:
     """HW233, HW234, HW238: the pairs of a graph name devices of this node, join them all and add up evenly."""
     count = profile.whole("devices")
     for row in profile.rows("fabric"):
-        if profile.text(f"{row}.topology") != "graph":
+        if count < 1 or profile.text(f"{row}.topology") != "graph":
             continue
         wrong = [pair for pair in profile.items(f"{row}.pairs") if not _is_pair(pair, count)]
         if wrong:
