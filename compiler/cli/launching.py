@@ -69,10 +69,12 @@ def _started(command: Sequence[str], log: Any) -> Iterator[subprocess.Popen[byte
     """The process in a session of its own; whatever happens here, it and its ranks are gone afterwards."""
     path = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH", ""))))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    before = signal.signal(signal.SIGTERM, _stopped)
     process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         yield process
     finally:
+        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             # torchrun ends its ranks when it is asked to; one that does not listen is not waited for.
             process.send_signal(signal.SIGTERM)
@@ -80,6 +82,11 @@ def _started(command: Sequence[str], log: Any) -> Iterator[subprocess.Popen[byte
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _stopped(*_: object) -> None:
+    """Being told to end is as good as Ctrl-C: the ranks end first."""
+    raise KeyboardInterrupt
 
 
 def _rows(file: Any) -> Iterator[dict[str, Any]]:

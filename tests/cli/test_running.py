@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,28 @@ def test_an_error_without_a_name_tells_where_to_look(tmp_path: Path) -> None:
 def test_a_rank_that_died_leaves_its_last_words(tmp_path: Path) -> None:
     found = failure(_errors(tmp_path), -9)
     assert isinstance(found, RunError) and "last words" in str(found) and "-9" in str(found)
+
+
+STOPPED = """
+import sys, time
+from fourfold.compiler.cli.launching import _started
+with open(sys.argv[1], "w") as log, _started(["sleep", "600"], log) as process:
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    words = [sys.executable, "-c", STOPPED, str(tmp_path / "log.txt")]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.terminate()
+    assert parent.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 @pytest.mark.slow
