@@ -17,11 +17,6 @@ def sum_gradients(module: FSDPModule) -> None:
     module.set_force_sum_reduction_for_comms(True)
 
 
-def device_type() -> str:
-    """The accelerator's type, or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def lean(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler of regions whose backward makes cheap matmul inputs again (a norm's output, a gate times its branch)
     instead of keeping them: what passes/saved.py counts, a third less than torch keeps by default."""

@@ -26,7 +26,6 @@ from fourfold.backends.sequences import limits_of
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
-from fourfold.ir.rule import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +224,3 @@ class Program:
             if isinstance(module, FSDPModule):
                 compat.sum_gradients(module)
         return root.to_empty(device=self.ranks.device)
-
-
-def whole_states(graph: Graph) -> dict[str, State]:
-    """Every parameter whole: the layout without a tensor axis."""
-    return {name: State("R") for name, _ in graph.parameters()}
