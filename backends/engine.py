@@ -11,12 +11,16 @@ from torch import Tensor
 
 from fourfold.backends import compat, skeleton
 from fourfold.backends.batching import Packed
+from fourfold.backends.collectives import all_gather
 from fourfold.backends.emit import suffix_function
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
+from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.ranks import Ranks
 from fourfold.backends.runner import Runner
+from fourfold.backends.sequences import limits_of
+from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Block, Graph
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
@@ -28,8 +32,8 @@ CHUNK = 2048
 class Engine:
     """The lowered blocks of one plan on one rank, and where their parameters live."""
 
-    def __init__(self, plan: Plan, graph: Graph, ranks: Ranks, *, compiled: bool) -> None:
-        self.plan, self.graph, self.ranks = plan, graph, ranks
+    def __init__(self, plan: Plan, graph: Graph, ranks: Ranks, *, compiled: bool, loss: Loss | None = None) -> None:
+        self.plan, self.graph, self.ranks, self.user_loss = plan, graph, ranks, loss
         self.scale = 1.0
         self.suffix = suffix_function(graph.suffix) if graph.suffix else None
         self.lowered = {name: self._lowered(block, training=True) for name, block in graph.blocks.items()}
@@ -48,6 +52,18 @@ class Engine:
         """Whether each tensor rank holds only its tokens' loss."""
         last = self.lowered[self.graph.calls[-1].block]
         return any(isinstance(s, Mixer) and s.node.op == "loss" and s.cut == "t" for s in last.steps)
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers."""
+        return any(_draws(block) for block in self.graph.blocks.values())
+
+    def counted(self, packed: Packed) -> Tensor:
+        """What the user's loss counts in a micro-step."""
+        assert self.user_loss is not None
+        rows, dtype = limits_of(self.graph).labels, getattr(torch, self.plan.precision.compute)
+        assert rows is not None, "a graph ends in a loss"
+        return counted(packed.targets, packed.weights, self.user_loss, chunk=CHUNK, vocabulary=rows, dtype=dtype)
 
     def place(self, root: skeleton.Container) -> None:
         """Finds the parameters of every call in the tree."""
@@ -121,22 +137,25 @@ class Engine:
         vocabulary = Vocabulary(0, rows)
         if step.cut == "v":
             start = self.ranks.tensor.rank * rows
-            vocabulary = Vocabulary(start, start + rows, self._reduce)
-        return linear_cross_entropy(
-            x_1TD[0],
-            weight_VD,
-            targets_T,
-            weights_T,
-            scale=self.scale,
-            chunk=CHUNK,
-            vocab=vocabulary,
-            suffix=self.suffix,
-            parameters=tuple(parameters),
-        )
+            vocabulary = Vocabulary(start, start + rows, self._reduce, self._gather)
+        how: dict[str, Any] = {
+            "scale": self.scale,
+            "chunk": CHUNK,
+            "vocab": vocabulary,
+            "suffix": self.suffix,
+            "parameters": tuple(parameters),
+        }
+        if self.user_loss is not None:
+            return chunked_loss(x_1TD[0], weight_VD, targets_T, weights_T, self.user_loss, **how)[0]
+        return linear_cross_entropy(x_1TD[0], weight_VD, targets_T, weights_T, **how)
 
     def _reduce(self, tensor: Tensor, how: str) -> None:
         kind = dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM
         dist.all_reduce(tensor, kind, group=self.ranks.mesh["tp"].get_group())
+
+    def _gather(self, scores_CV: Tensor) -> Tensor:
+        axis = self.ranks.tensor
+        return all_gather(scores_CV, Move("all_gather", 1), axis)
 
 
 def _draws(block: Block) -> bool:

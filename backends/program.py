@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from torch.optim import Optimizer
 from fourfold.backends import batching, checkpoint, compat, skeleton, weights
 from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
+from fourfold.backends.batching import MicroStep, Packed
 from fourfold.backends.checkpoint import Contents
 from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
+from fourfold.backends.kernels.user_loss import Loss
+from fourfold.backends.random import seeded
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
-from fourfold.backends.sequences import limits_of
+from fourfold.backends.sequences import Document, limits_of
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
@@ -30,12 +34,18 @@ from fourfold.ir.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run, beside the plan: whether regions are compiled (None: on a GPU), on what device, and for how many
-    seconds a collective waits for the slowest rank."""
+    """How to run, beside the plan.
+
+    compile: whether regions are compiled (None: on a GPU). timeout: seconds a collective waits for the slowest rank.
+    loss: in place of cross-entropy, `loss(logits [C, V], labels [C]) -> (sum, count)` of a chunk of tokens, labels
+    already shifted and -100 where there is none; a step's loss is the sum over the batch divided by the count, which
+    must depend on the labels alone.
+    """
 
     compile: bool | None = None
     device: torch.device | None = None
     timeout: float = TIMEOUT
+    loss: Loss | None = None
 
 
 class Program:
@@ -45,7 +55,7 @@ class Program:
         self.plan, self.model = plan, model
         self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
-        self.engine = Engine(plan, graph, self.ranks, compiled=compiled)
+        self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
         self.aside = Aside.of(self.ranks.device)
         self.graph = graph
         self.root = self._sharded(graph)
@@ -160,15 +170,16 @@ class Program:
         self._require_weights()
         docs = agreed(batch, self.limits, self.aside)
         dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
-        total = float(sum(float(d.weights.double().sum()) for d in docs))
         mine = dealt[self.ranks.pool_rank]
+        total = self._divisor(docs, mine)
         loss = joined = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for k, micro in enumerate(mine):
             last = k == len(mine) - 1
-            held = [docs[i] for i in micro.documents]
-            packed = batching.pack(held, bucket=self.plan.bucket, device=self.ranks.device)
             self._schedule(last=last)
-            part = self.engine.loss(self.root, packed, scale=1.0 / total if total else 0.0, training=backward)
+            with self._drawing(k):
+                part = self.engine.loss(
+                    self.root, self._packed(docs, micro), scale=1.0 / total if total else 0.0, training=backward
+                )
             loss += part.detach()
             # The loss is known before the last backward, and reading it must not wait for that.
             joined = self.aside.sum(loss) if last else joined
@@ -178,6 +189,23 @@ class Program:
         self.sequences_seen += len(docs) if backward else 0
         shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
         return self.aside.read(joined) / shared
+
+    def _packed(self, docs: Sequence[Document], micro: MicroStep) -> Packed:
+        held = [docs[i] for i in micro.documents]
+        return batching.pack(held, bucket=self.plan.bucket, device=self.ranks.device)
+
+    def _divisor(self, docs: Sequence[Document], mine: Sequence[MicroStep]) -> float:
+        """What the summed loss of the whole batch is divided by; known before the first backward."""
+        if self.engine.user_loss is None:
+            return float(sum(float(d.weights.double().sum()) for d in docs))
+        counts = [self.engine.counted(self._packed(docs, micro)) for micro in mine]
+        return self.aside.read(self.aside.sum(torch.stack(counts).sum())) / self.ranks.tensor.size
+
+    def _drawing(self, micro_step: int) -> AbstractContextManager[object]:
+        """Where dropout draws numbers of its own on every rank, the same when the step is run again after a load."""
+        if not self.engine.draws:
+            return nullcontext()
+        return seeded(self.ranks.device, self.seed, self.steps_done, micro_step, self.ranks.rank)
 
     def _schedule(self, *, last: bool) -> None:
         """Which micro-step gathers parameters anew and which reduces gradients: the ZeRO stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,35 +73,36 @@ def plan_graph(
     return planned(start, machine, top=top)
 
 
+plan_first = plan
+"""`plan`, where a parameter of that name hides it."""
+
+
 def compile(
     model: nn.Module,
     plan: Plan | Answer | str | Path | None = None,
     *,
     workload: Workload | None = None,
     hardware: str | Machine | None = None,
+    optimizer: str | float | Optimizer = "adamw",
+    precision: Precision = Precision.bf16,
+    pins: Mapping[str, str | int] | None = None,
     options: Options | None = None,
 ) -> Program:
     """The training program of this rank for `model` under a plan; without one it plans first, on rank 0 for all.
 
-    Raises ModelError when the plan was made for another model, RunError when the number of processes is not its own,
+    `workload` to `pins` are those of `plan`, for when there is none. Raises ModelError when the plan was made for another model, RunError when the number of processes is not its own,
     UsageError for a plan that breaks a rule, and without a plan what `plan` raises.
     """
     options = options or Options()
     if plan is None:
-        plan = _agreed(model, workload, hardware, options)
+        if workload is None or hardware is None:
+            raise UsageError("compile() needs a plan, or a workload and a hardware name to make one")
+        asked = partial(
+            plan_first, model, workload, hardware=hardware, optimizer=optimizer, precision=precision, pins=pins, top=0
+        )
+        plan = Plan.read(from_first(lambda: to_json(asked().plan), device=options.device), "the plan of rank 0")
     chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
     return Program(model, verified(chosen), graph_for(model, chosen), options)
-
-
-def _agreed(model: nn.Module, workload: Workload | None, hardware: str | Machine | None, options: Options) -> Plan:
-    """The plan rank 0 makes, on every rank."""
-    if workload is None or hardware is None:
-        raise UsageError("compile() needs a plan, or a workload and a hardware name to make one")
-    text = from_first(
-        lambda: to_json(plan(model, workload, hardware=hardware, top=0).plan),
-        device=options.device,
-    )
-    return Plan.read(text, "the plan of rank 0")
 
 
 def graph_for(model: nn.Module, plan: Plan) -> Graph:

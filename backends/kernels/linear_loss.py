@@ -26,7 +26,11 @@ R = TypeVar("R")
 
 Reduce = Callable[[Tensor, Literal["max", "sum"]], None]
 Suffix = Callable[..., Tensor]
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | int]]
+
+
+def every(scores_CV: Tensor) -> Tensor:
+    """All columns, of a rank that holds the whole vocabulary."""
+    return scores_CV
 
 
 def alone(tensor: Tensor, how: Literal["max", "sum"]) -> None:
@@ -37,12 +41,14 @@ def alone(tensor: Tensor, how: Literal["max", "sum"]) -> None:
 class Vocabulary:
     """The rows [start, stop) of the full vocabulary that this rank's weight holds.
 
-    reduce: combines a tensor, in place, over the ranks that hold the other rows, by maximum or sum.
+    reduce: combines a tensor, in place, over the ranks that hold the other rows, by maximum or sum. gather: the scores
+    of all rows, from those of this rank's, [C, V] each.
     """
 
     start: int
     stop: int
     reduce: Reduce = alone
+    gather: Callable[[Tensor], Tensor] = every
 
 
 def linear_cross_entropy(
@@ -74,30 +80,6 @@ def linear_cross_entropy(
     return chunked(x_TD, weight_VD, objective, chunk=chunk, parameters=parameters)[0]
 
 
-def chunked_loss(
-    x_TD: Tensor,
-    weight_VD: Tensor,
-    targets_T: Tensor,
-    weights_T: Tensor | None,
-    loss: Loss,
-    *,
-    chunk: int,
-    scale: float = 1.0,
-    suffix: Suffix | None = None,
-    parameters: tuple[Tensor, ...] = (),
-) -> tuple[Tensor, Tensor]:
-    """The sums of (scale * loss, count) that `loss(logits_CV, targets_C)` gives for each chunk of tokens.
-
-    The weight holds the whole vocabulary. A token of weight 0 is shown to the loss as target -100; other weights do not
-    reach it. Each chunk is differentiated by replaying suffix and loss, so both must depend on the logits of one token
-    at a time, or on this chunk alone; what they close over gets no gradient. Errors: ModelError if the loss gives
-    anything but one number for the sum.
-    """
-    shown = targets_T if weights_T is None else targets_T.masked_fill(weights_T == 0, IGNORED)
-    objective = Replayed(shown, loss, scale, suffix)
-    return chunked(x_TD, weight_VD, objective, chunk=chunk, parameters=parameters)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossEntropy:
     """The objective of `linear_cross_entropy`: coefficients_T is weight * scale, 0 for tokens that do not count."""
@@ -124,7 +106,7 @@ class CrossEntropy:
         if not differentiate:
             return Piece(total, torch.zeros_like(total))
         _fused(gradient, found_CV)(found_CV, index_C, lse_C, self.coefficients_T[rows])
-        return Piece(total, torch.zeros_like(total), _replay(scores_CV, (leaf_CV, *parameters), found_CV))
+        return Piece(total, torch.zeros_like(total), replay(scores_CV, (leaf_CV, *parameters), found_CV))
 
     def _loss(self, scores_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted loss of the chunk, each token's log-sum-exp, its target's column here (-1: on another rank)."""
@@ -141,30 +123,6 @@ class CrossEntropy:
         counted = coefficients_C != 0
         total = torch.where(counted, (lse_C - pair_2C[1]) * coefficients_C, 0.0).sum()
         return total, lse_C, index_C
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Replayed:
-    """The objective of `chunked_loss`."""
-
-    targets_T: Tensor
-    loss: Loss
-    scale: float
-    suffix: Suffix | None
-
-    def __call__(self, logits_CV: Tensor, rows: slice, parameters: Sequence[Tensor], *, differentiate: bool) -> Piece:
-        """The user's loss of the chunk, its gradient by autograd."""
-        leaf_CV = logits_CV.detach().requires_grad_(differentiate)
-        with torch.set_grad_enabled(differentiate):
-            scores_CV = leaf_CV if self.suffix is None else self.suffix(leaf_CV, *parameters)
-            total, count = self.loss(scores_CV, self.targets_T[rows])
-            if not isinstance(total, Tensor) or total.numel() != 1:
-                raise ModelError(f"a loss must give (sum, count) of a chunk, the sum one number; it gave {total}")
-            total = total.reshape(()) * self.scale
-        counted = torch.as_tensor(count, device=total.device).detach()
-        if not differentiate:
-            return Piece(total, counted)
-        return Piece(total.detach(), counted, _replay(total, (leaf_CV, *parameters), None))
 
 
 def statistics(scores_CV: Tensor, index_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +161,7 @@ def _finite(top_C: Tensor) -> Tensor:
     return torch.where(top_C == float("-inf"), 0.0, top_C)
 
 
-def _replay(output: Tensor, inputs: Sequence[Tensor], grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def replay(output: Tensor, inputs: Sequence[Tensor], grad: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that want one; None for the others and for those the output does not depend on."""
     wanting = [tensor for tensor in inputs if tensor.requires_grad]
     if not output.requires_grad:

@@ -30,7 +30,9 @@ def capture(
     found = cache.read(name) if cached else None
     if found is not None:
         return found
-    graph = _capture(model, dtype, training=training)
+    # A user who builds on the meta device may still be inside that context: here tensors are on the CPU.
+    with torch.device("cpu"):
+        graph = _capture(model, dtype, training=training)
     if cached:
         cache.write(name, graph)
     return graph

@@ -127,6 +127,7 @@ def repeat(node: Node, shapes: Shapes) -> str:
 
 SHAPES: Mapping[str, Op] = MappingProxyType(
     {
+        "arange": Op(". -> !d0", "free"),
         "view": Op(view, "free", linear=True),
         "permute": Op(permute, "free", linear=True),
         "expand": Op(expand, "free", linear=True),

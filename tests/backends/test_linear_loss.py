@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourfold.backends.kernels import linear_chunks, linear_loss
-from fourfold.backends.kernels.linear_loss import Vocabulary, chunked_loss, linear_cross_entropy
+from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
+from fourfold.backends.kernels.user_loss import chunked_loss
 from fourfold.hardware.errors import ModelError
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -292,4 +293,6 @@ def test_mistakes_are_named() -> None:
             one.x.double(), one.weight, one.targets, None, scale=1.0, chunk=4, vocab=Vocabulary(0, ROWS)
         )
     with pytest.raises(ModelError, match="the sum one number"):
-        chunked_loss(one.x, one.weight, one.targets, None, lambda z, t: (z.sum(1), 1), chunk=4)
+        chunked_loss(
+            one.x, one.weight, one.targets, None, lambda z, t: (z.sum(1), 1), chunk=4, vocab=Vocabulary(0, ROWS)
+        )

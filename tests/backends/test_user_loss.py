@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourfold.backends.kernels.linear_loss import chunked_loss, gradient, statistics
+from fourfold.backends.kernels.linear_loss import Vocabulary, gradient, statistics
+from fourfold.backends.kernels.user_loss import chunked_loss, counted
 
 FEATURES, ROWS = 6, 11
+WHOLE = Vocabulary(0, ROWS)
 
 
 def head(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -56,6 +58,7 @@ def test_a_users_loss_is_replayed_chunk_by_chunk(chunk: int) -> None:
         weights,
         summed,
         chunk=chunk,
+        vocab=WHOLE,
         scale=2.0,
         suffix=capped,
         parameters=(bias,),
@@ -64,9 +67,10 @@ def test_a_users_loss_is_replayed_chunk_by_chunk(chunk: int) -> None:
     assert found_count == count and not found_count.requires_grad
     found = torch.autograd.grad(total / found_count, tensors)
     assert_near((total, *found), (2 * wanted, *torch.autograd.grad(2 * wanted / count, tensors)), 1e-10)
+    assert counted(targets, weights, summed, chunk=chunk, vocabulary=ROWS, dtype=x.dtype) == count
     with torch.no_grad():
         assert_near(
-            chunked_loss(*tensors[:2], shown, None, summed, chunk=chunk)[:1],
+            chunked_loss(*tensors[:2], shown, None, summed, chunk=chunk, vocab=WHOLE)[:1],
             [summed(x @ weight.T, shown)[0]],
             1e-10,
         )
@@ -79,7 +83,7 @@ def test_a_users_loss_may_ignore_a_chunk() -> None:
         return (logits.square().sum(), 1) if labels[0] == 1 else (logits.new_zeros(()), 0)
 
     labels = torch.tensor([1] * 4 + [0] * 4)
-    total, count = chunked_loss(x, weight, labels, None, first_half, chunk=4)
+    total, count = chunked_loss(x, weight, labels, None, first_half, chunk=4, vocab=WHOLE)
     wanted = (x[:4] @ weight.T).square().sum()
     assert count == 1
     assert_near(torch.autograd.grad(total, (x, weight)), torch.autograd.grad(wanted, (x, weight)), 1e-10)

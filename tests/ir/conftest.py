@@ -113,6 +113,7 @@ EXAMPLES: dict[str, tuple[Node, ...]] = {
         example("view", (1, T, 6, 2), out=(-6, 2)),
         example("view", (6,), out=(1, 1, 6)),
     ),
+    "arange": (example("arange", rest=(0, 6, 2, "float64"), out=(3,)),),
     "permute": (example("permute", (1, T, 6, 12), rest=((0, 2, 1, 3),)),),
     "expand": (example("expand", (6, 1, 1), out=(6, 12, 6)), example("expand", (T, 1), out=(1, T, 6))),
     "slice": (example("slice", X, rest=(2, 1, 4)), example("slice", (1, T, 6, 12), rest=(3, 0, 6))),
