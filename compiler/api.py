@@ -90,8 +90,9 @@ def compile(
 ) -> Program:
     """The training program of this rank for `model` under a plan; without one it plans first, on rank 0 for all.
 
-    `workload` to `pins` are those of `plan`, for when there is none. Raises ModelError when the plan was made for another model, RunError when the number of processes is not its own,
-    UsageError for a plan that breaks a rule, and without a plan what `plan` raises.
+    `workload` to `pins` are those of `plan`, for when there is none. Raises ModelError when the plan was made for
+    another model, RunError when the number of processes is not its own, UsageError for a plan that breaks a rule, and
+    without a plan what `plan` raises.
     """
     options = options or Options()
     if plan is None:
