@@ -70,6 +70,9 @@ def collective_time(
     if (measured.size, measured.nodes) == (crossing.size, crossing.nodes):
         return interpolate(measured.points, size)
     links = group(measured.size, measured.nodes) if group else _stand_in(measured, crossing)
+    if links.per_node > 1 and links.intra is None:
+        # Measured with links inside the nodes, of which one device a node uses none.
+        return model_time(op, size, crossing)
     return interpolate(
         [(at, seconds * model_time(op, at, crossing) / model_time(op, at, links)) for at, seconds in measured.points],
         size,

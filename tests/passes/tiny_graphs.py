@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fourfold.ir.graph import TOKENS, Arg, Block, Call, Graph, Node, Ref, Source, Tensor
 
@@ -107,3 +108,12 @@ GRAPHS = {
     "branch": around(branch()),
     "branch, dropout, tied": around(branch(dropped=True), tied=True),
 }
+
+
+def deeper(graph: Graph, layers: int) -> Graph:
+    """A captured model of few layers with `layers` of them: what capturing it would give, at once."""
+    first, layer, *_, last = graph.calls
+    rest = tuple(Source(0, source.output) for source in layer.sources[1:])
+    calls = tuple(Call(layer.block, f"layers.{i}", (Source(i, 0), *rest)) for i in range(layers))
+    head = Call(last.block, last.prefix, (Source(layers, 0), *last.sources[1:]))
+    return replace(graph, calls=(first, *calls, head))
