@@ -8,6 +8,7 @@ from math import ceil
 
 from fourfold.hardware import load
 from fourfold.hardware.errors import FourfoldError, ProfileError
+from fourfold.hardware.spec import parse
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Answer, Refusal
 from fourfold.ir.plan import Optimizer, Plan
@@ -17,7 +18,10 @@ Try = Callable[[Plan, Machine], Answer | None]
 """Plans on a machine, or None where nothing fits."""
 
 SHOWN = 5
-"""Refused meshes in the message; the rest are counted."""
+"""Refused meshes in the message; the rest are counted, where they are at least two."""
+
+OFFERED = 6
+"""Repairs in the message: the fastest."""
 
 SHORTEST = 256
 FACTORS = (2, 4, 8, 16, 32, 64)
@@ -29,12 +33,13 @@ SMALL_STATE = 2.0
 def infeasible(plan: Plan, machine: Machine, refused: Sequence[Refusal], attempt: Try) -> str:
     """The message of the InfeasibleError: every mesh with its reason, then the repairs that work, a line each."""
     limit = (machine.device.usable - machine.device.reserve) / 2**30
-    lines = [f"{plan.graph.name} does not fit {machine.spec} ({machine.ranks} ranks, {limit:.1f} GiB each):"]
+    lines = [f"{plan.graph.name} does not fit {machine.spec} ({_ranks(machine)}, {limit:.1f} GiB each):"]
     width = max(len(one.mesh) for one in refused)
-    lines += [f"  {one.mesh:<{width}}  {one.reason}" for one in refused[:SHOWN]]
-    if len(refused) > SHOWN:
-        lines.append(f"  and {len(refused) - SHOWN} meshes more, none of which fits")
-    works = list(repairs(plan, machine, attempt))
+    shown = refused if len(refused) <= SHOWN + 1 else refused[:SHOWN]
+    lines += [f"  {one.mesh:<{width}}  {one.reason}" for one in shown]
+    if len(refused) > len(shown):
+        lines.append(f"  and {len(refused) - len(shown)} meshes more, none of which fits")
+    works = sorted(repairs(plan, machine, attempt), key=lambda pair: pair[1])[:OFFERED]
     if not works:
         tried = "shorter sequences, a smaller optimizer state, no pins, more nodes"
         return "\n".join([*lines, f"Nothing tried makes it fit: {tried}"])
@@ -55,10 +60,14 @@ def repairs(plan: Plan, machine: Machine, attempt: Try) -> Iterator[tuple[str, f
             break
     for larger in _larger(machine):
         changed = replace(plan, machine=larger.snapshot())
-        works = list(_tried(f"{larger.spec} ({larger.ranks} ranks)", changed, larger, attempt))
+        works = list(_tried(f"{larger.spec} ({_ranks(larger)})", changed, larger, attempt))
         if works:
             yield works[0]
             break
+
+
+def _ranks(machine: Machine) -> str:
+    return f"{machine.ranks} rank" + ("s" if machine.ranks > 1 else "")
 
 
 def cut_to(workload: Workload, length: int) -> Workload:
@@ -87,12 +96,13 @@ def _shorter(length: int) -> Iterator[int]:
 
 
 def _larger(machine: Machine) -> Iterator[Machine]:
-    """More nodes, when the machine is named as nodes of one kind."""
-    name, _, count = machine.spec.replace("*", ":").partition(":")
-    for factor in FACTORS:
+    """All devices of its nodes, then more nodes, when the machine is named as nodes of one kind."""
+    asked = parse(machine.spec)
+    for factor in (1, *FACTORS) if asked.devices else FACTORS:
+        nodes = (asked.nodes or 1) * factor
         try:
-            yield load(f"{name}:{int(count or 1) * factor}")
-        except (ProfileError, ValueError):
+            yield load(asked.name if nodes == 1 else f"{asked.name}:{nodes}")
+        except ProfileError:
             return
 
 
