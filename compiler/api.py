@@ -31,7 +31,7 @@ def plan(
     model: nn.Module,
     workload: Workload,
     *,
-    hardware: str | Machine,
+    hardware: str | Path | Machine,
     optimizer: str | float | Optimizer = "adamw",
     precision: Precision = Precision.bf16,
     pins: Mapping[str, str | int] | None = None,
@@ -41,7 +41,7 @@ def plan(
 
     Needs no GPU and no process group. Raises ModelError, ProfileError, UsageError for pins, InfeasibleError.
     """
-    machine = load(hardware) if isinstance(hardware, str) else hardware
+    machine = hardware if isinstance(hardware, Machine) else load(str(hardware))
     graph = capture(model, getattr(torch, precision.compute))
     return plan_graph(
         graph, workload, machine=machine, optimizer=optimizer, precision=precision, pins=pins or {}, top=top
@@ -82,7 +82,7 @@ def compile(
     plan: Plan | Answer | str | Path | None = None,
     *,
     workload: Workload | None = None,
-    hardware: str | Machine | None = None,
+    hardware: str | Path | Machine | None = None,
     optimizer: str | float | Optimizer = "adamw",
     precision: Precision = Precision.bf16,
     pins: Mapping[str, str | int] | None = None,
