@@ -23,9 +23,9 @@ from fourfold.ir.plan import Optimizer, Plan, Precision
 WORK = ff.Workload.fixed(length=64, sequences=4)
 
 
-def model(name: str = "llama-8b", **sizes: int) -> nn.Module:
+def model(**sizes: int) -> nn.Module:
     with torch.device("meta"):
-        return tiny(name)(**sizes)
+        return tiny("llama-8b")(**sizes)
 
 
 @cache

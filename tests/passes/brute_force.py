@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import inf
 
 from fourfold.ir.conversion import conversion, convertible
-from fourfold.ir.graph import TOKENS, Block, Graph, Node, Tensor
+from fourfold.ir.graph import Block, Graph, Node, Tensor
 from fourfold.ir.ops import rule_for, rules
-from fourfold.ir.plan import SIZES, Layout
+from fourfold.ir.plan import Layout
 from fourfold.ir.rule import PARTIAL, WHOLE, State, divides
 from fourfold.passes.cutting import Prices
+from fourfold.passes.laid import size_of
 
 Term = tuple[str, str, str]
 """What is paid: ("op", node, cut), or (collective, value, distinguishing text)."""
@@ -122,7 +123,8 @@ class BruteForce:
                 table[way.shared] = min(seconds, table.get(way.shared, seconds))
         streams, weights = (sorted({way.shared[i] for found in self.ways.values() for way in found}) for i in (0, 1))
         totals = (
-            [self._one(best[name], stream, tied) for name in self.ways] for stream, tied in product(streams, weights)
+            [min(best[name].get((stream, one), inf) for one in (tied, "")) for name in self.ways]
+            for stream, tied in product(streams, weights)
         )
         return min(sum(each) for each in totals)
 
@@ -137,11 +139,6 @@ class BruteForce:
             total += sum(terms[term] for term in way.terms)
         return total
 
-    @staticmethod
-    def _one(table: Mapping[Shared, float], stream: str, tied: str) -> float:
-        infinite = float("inf")
-        return min(table.get((stream, tied), infinite), table.get((stream, ""), infinite))
-
     def _terms(self, name: str, prices: Prices) -> dict[Term, float]:
         """Seconds of everything that some way of a block pays."""
         block, count = self.graph.blocks[name], self.graph.counts[name]
@@ -152,9 +149,5 @@ class BruteForce:
                 found[kind, of, cut] = count * prices.op(nodes[of], rule_for(nodes[of], values, cut), cut, block)
             else:
                 share = self.n if kind == "all_to_all" else 1
-                found[kind, of, cut] = count * prices.move(kind, _bytes(values[of], prices.tokens) / share)
+                found[kind, of, cut] = count * prices.move(kind, size_of(values[of], prices.tokens) / share)
         return found
-
-
-def _bytes(value: Tensor, tokens: int) -> float:
-    return float(SIZES[value.dtype] * prod(tokens if d == TOKENS else d for d in value.shape))

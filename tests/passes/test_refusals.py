@@ -54,7 +54,11 @@ def test_a_model_too_large_for_one_device() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "pins"),
-    (("dgx-h200@1", {}), ("dgx-h100", {}), ("dgx-h200:3", {"tp": 1, "zero": 0, "micro_steps": 1, "recompute": "none"})),
+    (
+        ("dgx-h200@1", {}),
+        pytest.param("dgx-h100", {}, marks=pytest.mark.slow),
+        pytest.param("dgx-h200:3", {"tp": 1, "zero": 0, "micro_steps": 1, "recompute": "none"}, marks=pytest.mark.slow),
+    ),
 )
 def test_the_text_is_short_and_prices_its_repairs(spec: str, pins: dict[str, str | int]) -> None:
     lines = refused(spec, **pins)
@@ -64,6 +68,7 @@ def test_the_text_is_short_and_prices_its_repairs(spec: str, pins: dict[str, str
     assert offers(lines) and list(offers(lines).values()) == sorted(offers(lines).values())
 
 
+@pytest.mark.slow
 def test_every_mesh_has_its_reason() -> None:
     lines = refused("dgx-h100")
     assert [line.split("  ")[1] for line in lines[1:5]] == ["dp8", "dp4 x tp2", "dp2 x tp4", "tp8"]
