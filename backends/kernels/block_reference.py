@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fourfold.ir.sequence.method import Gradients, Sums, accumulation, delta
+from fourfold.ir.sequence.method import Sums, accumulation, delta
 from fourfold.ir.sequence.rectangles import Rectangle
 
 
@@ -26,10 +26,9 @@ class ReferenceBlock:
         """Sums over no key."""
         return empty(q_THD)
 
-    def forward(
-        self, sums: Sums, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, seen: tuple[Rectangle, ...], scale: float
-    ) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
         """Adds each rectangle to the rows it has."""
+        k_TGD, v_TGD = kv_2NGD
         for one in seen:
             rows, keys = _rows(one), _keys(one)
             scores_GRMN = _scores(q_THD[rows], k_TGD[keys], one, scale)
@@ -40,11 +39,10 @@ class ReferenceBlock:
 
     def backward(
         self,
-        into: Gradients,
+        into: tuple[Tensor, Tensor],
         grad_THD: Tensor,
         q_THD: Tensor,
-        k_TGD: Tensor,
-        v_TGD: Tensor,
+        kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
         seen: tuple[Rectangle, ...],
@@ -52,7 +50,8 @@ class ReferenceBlock:
     ) -> None:
         """Adds each rectangle's share; rows that see no key at all have an lse of -inf and no share."""
         delta_HT = out if out.dim() == 2 else delta(grad_THD, out)
-        dq_THD, dk_TGD, dv_TGD = into
+        k_TGD, v_TGD = kv_2NGD
+        dq_THD, (dk_TGD, dv_TGD) = into
         groups = k_TGD.shape[1]
         for one in seen:
             rows, keys = _rows(one), _keys(one)
@@ -111,7 +110,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _grouped(x_MHD: Tensor, groups: int) -> Tensor:
     """[G, R, M, D]: query head h sits with key/value head h // R."""
-    return _wide(x_MHD).unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
+    rows, heads, width = x_MHD.shape
+    return _wide(x_MHD).reshape(rows, groups, heads // groups, width).permute(1, 2, 0, 3)
 
 
 def _flat(x_GRMD: Tensor) -> Tensor:

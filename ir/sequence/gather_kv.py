@@ -19,32 +19,29 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
     """Every rank sends 2 x its keys to each of the others."""
     sums, own_2TGD = block.empty(q_THD), torch.stack((k_TGD, v_TGD))
     coming = _gather(comm, own_2TGD, job)
-    block.forward(sums, q_THD, k_TGD, v_TGD, job.seen(comm.rank, comm.rank), job.softmax.scale)
+    block.forward(sums, q_THD, own_2TGD, job.seen(comm.rank, comm.rank), job.softmax.scale)
     others_2SGD = _others(coming)
     if others_2SGD is not None:
-        block.forward(sums, q_THD, *others_2SGD.unbind(), _seen(comm, job), job.softmax.scale)
+        block.forward(sums, q_THD, others_2SGD, _seen(comm, job), job.softmax.scale)
     out_THD = sums.out.to(q_THD.dtype)
-    return out_THD, (q_THD, k_TGD, v_TGD, out_THD, sums.lse)
+    return out_THD, (q_THD, own_2TGD, out_THD, sums.lse)
 
 
 def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job) -> Gradients:
     """Every rank sends 2 x its keys, and to each of the others 2 x that one's gradients in `job.travel`."""
-    q_THD, k_TGD, v_TGD, out_THD, lse_HT = saved
-    own_2TGD = torch.stack((k_TGD, v_TGD))
+    q_THD, own_2TGD, out_THD, lse_HT = saved
     coming = _gather(comm, own_2TGD, job)
     dq_THD, sum_2TGD = zeros(q_THD), zeros(own_2TGD)
-    rest = (out_THD, lse_HT)
     scale = job.softmax.scale
     seen = job.seen(comm.rank, comm.rank)
-    block.backward((dq_THD, *sum_2TGD.unbind()), grad_THD, q_THD, k_TGD, v_TGD, *rest, seen, scale)
+    block.backward((dq_THD, sum_2TGD), grad_THD, q_THD, own_2TGD, out_THD, lse_HT, seen, scale)
     others_2SGD = _others(coming)
     if others_2SGD is not None:
-        into_2SGD = zeros(others_2SGD)
-        keys = others_2SGD.unbind()
-        block.backward((dq_THD, *into_2SGD.unbind()), grad_THD, q_THD, *keys, *rest, _seen(comm, job), scale)
+        into_2SGD, seen = zeros(others_2SGD), _seen(comm, job)
+        block.backward((dq_THD, into_2SGD), grad_THD, q_THD, others_2SGD, out_THD, lse_HT, seen, scale)
         for share_2TGD in _home(comm, into_2SGD, sum_2TGD, job):
             sum_2TGD += share_2TGD
-    dk_TGD, dv_TGD = sum_2TGD.to(k_TGD.dtype).unbind()
+    dk_TGD, dv_TGD = sum_2TGD.to(q_THD.dtype)
     return dq_THD.to(q_THD.dtype), dk_TGD, dv_TGD
 
 

@@ -19,6 +19,7 @@ from fourfold.ir.sequence.tokens import Shard
 
 Saved = tuple[Tensor, ...]
 Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of q, k and v."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +58,22 @@ class Block(Protocol):
         """Sums over no key."""
         ...
 
-    def forward(
-        self, sums: Sums, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, seen: tuple[Rectangle, ...], scale: float
-    ) -> None:
-        """Adds the keys of the rectangles to the sums, in place."""
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+        """Adds the keys of the rectangles to the sums, in place; keys and values are one tensor."""
         ...
 
     def backward(
         self,
-        into: Gradients,
+        into: tuple[Tensor, Tensor],
         grad_THD: Tensor,
         q_THD: Tensor,
-        k_TGD: Tensor,
-        v_TGD: Tensor,
+        kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
         seen: tuple[Rectangle, ...],
         scale: float,
     ) -> None:
-        """Adds the gradients of q, k and v to `into`, in place, from the lse over all keys; `out` may be a delta."""
+        """Adds the gradients of q and kv to `into`, in place, from the lse over all keys; `out` may be a delta."""
         ...
 
 

@@ -16,32 +16,30 @@ from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, ac
 
 def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, job: Job) -> tuple[Tensor, Saved]:
     """Every rank sends 2 x its keys n - 1 times."""
-    sums = block.empty(q_THD)
-    current_2TGD = torch.stack((k_TGD, v_TGD))
+    sums, own_2TGD = block.empty(q_THD), torch.stack((k_TGD, v_TGD))
+    current_2TGD = own_2TGD
     for step in range(comm.size):
         source = (comm.rank - step) % comm.size
         coming = _pass_on(comm, current_2TGD, job, step)
-        block.forward(sums, q_THD, *current_2TGD.unbind(), job.seen(comm.rank, source), job.softmax.scale)
+        block.forward(sums, q_THD, current_2TGD, job.seen(comm.rank, source), job.softmax.scale)
         if coming is not None:
             (current_2TGD,) = coming.wait()
     out_THD = sums.out.to(q_THD.dtype)
-    return out_THD, (q_THD, k_TGD, v_TGD, out_THD, sums.lse)
+    return out_THD, (q_THD, own_2TGD, out_THD, sums.lse)
 
 
 def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job) -> Gradients:
     """Every rank sends 2 x its keys, and 2 x the gradients of others' in `job.travel`, n - 1 times each."""
-    q_THD, k_TGD, v_TGD, out_THD, lse_HT = saved
-    dq_THD, current_2TGD = zeros(q_THD), torch.stack((k_TGD, v_TGD))
-    own_2TGD = zeros(current_2TGD)
+    q_THD, current_2TGD, out_THD, lse_HT = saved
+    dq_THD, own_2TGD = zeros(q_THD), zeros(current_2TGD)
     summed_2TGD, following = own_2TGD, None
     travel = job.travel or accumulation(q_THD.dtype)
     for step in range(comm.size):
         source = (comm.rank - step) % comm.size
         coming = _pass_on(comm, current_2TGD, job, step)
         share_2TGD = own_2TGD if step == 0 else zeros(current_2TGD)
-        into = (dq_THD, *share_2TGD.unbind())
-        seen = job.seen(comm.rank, source)
-        block.backward(into, grad_THD, q_THD, *current_2TGD.unbind(), out_THD, lse_HT, seen, job.softmax.scale)
+        into, seen = (dq_THD, share_2TGD), job.seen(comm.rank, source)
+        block.backward(into, grad_THD, q_THD, current_2TGD, out_THD, lse_HT, seen, job.softmax.scale)
         if following is not None:
             share_2TGD += following.wait()[0]
         if step:
@@ -51,7 +49,7 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
             (current_2TGD,) = coming.wait()
     if following is not None:
         own_2TGD += following.wait()[0]
-    dk_TGD, dv_TGD = own_2TGD.to(k_TGD.dtype).unbind()
+    dk_TGD, dv_TGD = own_2TGD.to(q_THD.dtype)
     return dq_THD.to(q_THD.dtype), dk_TGD, dv_TGD
 
 

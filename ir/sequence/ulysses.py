@@ -87,7 +87,8 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
     q_SHD = _to_heads(place, q_THD, [(h.start, h.stop) for h in split])
     k_SGD, v_SGD = (_repeated(_to_heads(place, x, [(h.first, h.last) for h in split]), mine) for x in (k_TGD, v_TGD))
     # A rank without heads has nothing to work on, nor have those it would share it with.
-    out_SHD, saved = q_SHD, (q_SHD, k_SGD, v_SGD)
+    out_SHD: Tensor = q_SHD
+    saved: Saved = (q_SHD, k_SGD, v_SGD)
     if mine.stop > mine.start:
         out_SHD, saved = inner.forward(place.outer, block, q_SHD, k_SGD, v_SGD, place.inner)
     out_THD = _to_tokens(place, out_SHD, [h.stop - h.start for h in split])
