@@ -51,8 +51,10 @@ class Sums:
 class Block(Protocol):
     """The kernels of one rank: they know rectangles, and nothing of other ranks."""
 
-    takes_delta: bool
-    """Whether `backward` asks for rowsum(grad * out) [H, T] in place of out."""
+    @property
+    def takes_delta(self) -> bool:
+        """Whether `backward` takes rowsum(grad * out) [H, T] in place of out."""
+        ...
 
     def empty(self, q_THD: Tensor) -> Sums:
         """Sums over no key."""
@@ -82,12 +84,14 @@ class Method:
     """One way to share an attention.
 
     forward: (comm, block, q, k, v, job) -> (out [T, H, D] in the dtype of q, what backward needs);
-    backward: (comm, block, grad, saved, job) -> gradients of q, k and v in their dtypes.
+    backward: (comm, block, grad, saved, job) -> gradients of q, k and v in their dtypes;
+    plain: what it saves is (q, kv [2, T, G, D], results..), so that a replay that has the results makes the rest anew.
     """
 
     name: str
     forward: Callable[[Comm, Block, Tensor, Tensor, Tensor, Job], tuple[Tensor, Saved]]
     backward: Callable[[Comm, Block, Tensor, Saved, Job], Gradients]
+    plain: bool = True
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -104,3 +108,12 @@ def delta(grad_THD: Tensor, out_THD: Tensor) -> Tensor:
     """rowsum(grad * out) [H, T] in the accumulation dtype: D of FlashAttention-2, over all keys."""
     kind = accumulation(out_THD.dtype)
     return (grad_THD.to(kind) * out_THD.to(kind)).sum(-1).t().contiguous()
+
+
+def merge(sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+    """Adds, in place, an attention of the same rows over other keys; an lse of -inf stands for no key."""
+    both_HM = torch.logaddexp(sums.lse, lse_HM)
+    # An lse of -inf on both sides: -inf minus -inf is no number.
+    share_HM = (lse_HM - torch.where(both_HM == float("-inf"), 0.0, both_HM)).exp()
+    sums.out.lerp_(out_MHD.to(sums.out.dtype), share_HM.t().unsqueeze(-1))
+    sums.lse.copy_(both_HM)

@@ -55,6 +55,13 @@ class Rectangle:
             return self.q_count * (self.q_count + 1) // 2
         return sum(self._seen(i) for i in range(self.q_count))
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The first stored row of the queries that sees a key, and the one past the last."""
+        first = 0 if self.high is None else max(0, -self.high)
+        past = self.q_count if self.low is None else min(self.q_count, self.k_count - 1 - self.low)
+        return self.q_at + first, self.q_at + max(first, past)
+
     def _seen(self, i: int) -> int:
         last = self.k_count - 1 if self.high is None else min(self.k_count - 1, i + self.high)
         first = 0 if self.low is None else max(0, i + self.low + 1)
