@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fourfold.compiler.capture import huggingface
 from fourfold.compiler.capture.describe import describe
 from fourfold.compiler.capture.sources import files
 from fourfold.hardware.errors import UsageError
@@ -28,7 +29,8 @@ def folder() -> Path:
 
 def key(model: nn.Module, dtype: torch.dtype, *, training: bool) -> str:
     """A digest of the model's modules, their settings and source, its parameters, and the versions that capture it."""
-    digest = hashlib.sha256(f"{torch.__version__} {dtype} {training} {torch.get_default_dtype()}".encode())
+    versions = f"{torch.__version__} {huggingface.version()}"
+    digest = hashlib.sha256(f"{versions} {dtype} {training} {torch.get_default_dtype()}".encode())
     for path in sorted(p for folder in OWN for p in folder.rglob("*.py")):
         digest.update(path.read_bytes())
     kinds = set()

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fourfold.compiler.capture.agreeing import Agreeing
+from fourfold.compiler.capture.huggingface import settled
 from fourfold.compiler.capture.traps import refuse_stateful, watched
 from fourfold.hardware.errors import ModelError
 
@@ -41,7 +42,7 @@ def exported(model: nn.Module, dtype: torch.dtype, *, training: bool) -> tuple[E
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     try:
         with fake:
-            twin = weightless(model, dtype).train(training)
+            twin = settled(weightless(model, dtype)).train(training)
             tokens = torch.zeros(2, 24, dtype=torch.long)
         with watched() as notes, _quiet(), Agreeing(dtype, notes):
             program = export(twin, (tokens,), dynamic_shapes=((Dim.DYNAMIC, Dim.DYNAMIC),), strict=False)

@@ -1,0 +1,126 @@
+"""Models of transformers: captured they equal transformers' own run of each document, and their plans are proven."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import planned
+import pytest
+import torch
+import torch.nn.functional as F
+from packed_run import documents, gradients, packed_loss, plain_loss
+from torch import nn
+
+from fourfold.compiler.capture import capture
+from fourfold.compiler.capture.huggingface import NAME
+from fourfold.compiler.verify import verify
+from fourfold.hardware.errors import ModelError
+from fourfold.ir.mesh import Mesh
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 62, "hidden_size": 20, "intermediate_size": 34, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+SCALED = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3", {**SIZES, **HEADS}),
+    "qwen3-tied": ("Qwen3", {**SIZES, **HEADS, "tie_word_embeddings": True, "attention_bias": True}),
+    "llama": ("Llama", {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 3}),
+    "llama3": ("Llama", {**SIZES, "num_attention_heads": 2, "rope_parameters": SCALED, "tie_word_embeddings": True}),
+}
+
+
+def made(name: str, **changes: Any) -> nn.Module:
+    family, fields = MODELS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**fields, **changes})
+    found: nn.Module = getattr(transformers, f"{family}ForCausalLM")(config)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_equals_document_by_document(name: str) -> None:
+    model = made(name).double()
+    graph = capture(model, torch.float64, cached=False)
+    batch = documents(61)
+    wanted = plain_loss(model, batch)
+    found = packed_loss(graph, model, batch)
+    right, ours = gradients(model, wanted), gradients(model, found)
+    # The norms of transformers round to float32 whatever the model's dtype.
+    assert torch.allclose(found.double(), wanted, rtol=1e-8, atol=0), (found.item(), wanted.item())
+    largest = max(g.norm() for g in right.values())
+    errors = {n: float((ours[n] - g).norm() / max(g.norm(), 1e-3 * largest)) for n, g in right.items()}
+    assert max(errors.values()) < 1e-7, max(errors.items(), key=lambda e: e[1])
+
+
+def test_one_attention_a_layer_and_no_mask() -> None:
+    model = made("qwen3")
+    before = model.config.to_dict()  # type: ignore[operator, union-attr]
+    graph = capture(model, torch.bfloat16, cached=False)
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes]
+    assert ops.count("attention") == 1 and len(graph.calls) == 4
+    assert not {"arange", "cumsum", "where.self", "expand", "repeat"} & set(ops)
+    assert {n.value.dtype for b in graph.blocks.values() for n in b.nodes if n.op == "attention"} == {"bfloat16"}
+    assert model.config.to_dict() == before and model.config._attn_implementation != NAME  # type: ignore[operator, union-attr]
+
+
+def test_a_model_inside_a_model_of_the_users_is_found() -> None:
+    class Reward(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = made("qwen3")
+
+        def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+            return self.inner(input_ids=tokens_BS).logits  # type: ignore[no-any-return]
+
+    graph = capture(Reward(), torch.float32, cached=False)
+    assert [call.prefix for call in graph.calls][1:3] == ["inner.model.layers.0", "inner.model.layers.1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, ("sliding_attention", "Qwen3")),
+        ({"attention_dropout": 0.1}, ("dropout 0.1 inside attention",)),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ("Qwen3ForCausalLM",)),
+    ],
+)
+def test_what_packed_documents_cannot_keep_is_refused(changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError) as found:
+        capture(made("qwen3", **changes), torch.float32, cached=False)
+    assert all(word in str(found.value) for word in words), found.value
+    assert "\n" not in str(found.value)
+
+
+def test_attention_by_hand_is_refused() -> None:
+    config = transformers.Qwen3Config(**SIZES, **HEADS)
+
+    class Own(transformers.Qwen3PreTrainedModel):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__(config)
+            self.tokens = nn.Embedding(62, 20)
+
+        def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.tokens(tokens_BS), self.tokens.weight)
+
+        @classmethod
+        def _can_set_attn_implementation(cls) -> bool:
+            return False
+
+    with pytest.raises(ModelError, match="AttentionInterface"):
+        capture(Own(), torch.float32, cached=False)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(2, 1), Mesh(1, 2), Mesh(2, 2)], ids=["dp2", "tp2", "dp2xtp2"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied"])
+def test_verify(name: str, mesh: Mesh) -> None:
+    model = made(name)
+    report = verify(model, planned.plan_for(model, mesh), steps=2, ranks=4)
+    assert report.passed, str(report)
