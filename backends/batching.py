@@ -13,6 +13,8 @@ from torch import Tensor
 from fourfold.backends.aside import moved
 from fourfold.backends.sequences import IGNORED, Document
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.plan import Plan
+from fourfold.ir.sequence.tokens import Shard, contiguous, laid
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ def _best_fit(lengths: Sequence[int], order: Sequence[int], count: int, capacity
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One micro-step's tensors on the device, padded to `tokens`: ids [1, T], positions, targets, weights [T]."""
+    """One micro-step's tensors on the device, padded: ids [1, T], positions, targets, weights [T].
+
+    `lengths` are those of the runs it holds, padding last: of whole documents where no group shares them.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -88,19 +93,64 @@ class Packed:
         return Packed(moved[0], moved[1], moved[2], moved[3], self.lengths)
 
 
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What one rank runs at once: documents of the batch, and where several ranks share them, who holds what."""
+
+    documents: tuple[Document, ...]
+    shards: tuple[Shard, ...]
+    place: int
+
+    def packed(self, *, bucket: int, device: torch.device) -> Packed:
+        """This rank's tokens of it."""
+        if not self.shards:
+            return pack(self.documents, bucket=bucket, device=device)
+        return share(self.documents, self.shards, self.place, bucket=bucket, device=device)
+
+
+def portions(docs: Sequence[Document], plan: Plan, pool_rank: int) -> tuple[Portion, ...]:
+    """The micro-steps of one rank of the pool."""
+    found = placed([len(d) for d in docs], plan, pool_rank)
+    return tuple(Portion(tuple(docs[i] for i in held), shards, pool_rank % plan.mesh.sp) for held, shards in found)
+
+
+def placed(lengths: Sequence[int], plan: Plan, pool_rank: int) -> tuple[tuple[tuple[int, ...], tuple[Shard, ...]], ...]:
+    """For each micro-step of one rank its documents, and who holds what of them where a group of sp ranks shares them.
+
+    Documents are dealt to the groups, then laid out in each.
+    """
+    mesh, how = plan.mesh, plan.sharing
+    mine = dealt(lengths, ranks=mesh.dp, capacity=plan.capacity * mesh.sp)[pool_rank // mesh.sp]
+    if mesh.sp == 1:
+        return tuple((micro.documents, ()) for micro in mine)
+    held = (tuple(lengths[i] for i in micro.documents) for micro in mine)
+    shared = (laid(how.layout, each, mesh.sp, how.ulysses) for each in held)
+    return tuple((micro.documents, shards) for micro, shards in zip(mine, shared, strict=True))
+
+
+def padded(tokens: int, bucket: int) -> int:
+    """Whole buckets, at least one."""
+    return max(bucket, -(-tokens // bucket) * bucket)
+
+
 def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Packed:
     """The documents on one token axis, padded with documents of their own that have no target."""
-    lengths = [len(d) for d in docs]
-    total = sum(lengths)
-    size = max(bucket, -(-total // bucket) * bucket)
+    lengths = tuple(len(d) for d in docs)
+    return share(docs, contiguous(lengths, 1), 0, bucket=bucket, device=device)
+
+
+def share(docs: Sequence[Document], shards: Sequence[Shard], rank: int, *, bucket: int, device: torch.device) -> Packed:
+    """The tokens of the documents that one rank of a group holds, padded as far as those of the fullest rank."""
+    held, total = shards[rank], shards[rank].tokens
+    size = padded(max(one.tokens for one in shards), bucket)
     tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     targets, weights = torch.full((size,), IGNORED), torch.zeros(size)
-    start = 0
-    for doc in docs:
-        span = slice(start, start + len(doc))
-        tokens[span], targets[span], weights[span] = doc.tokens, doc.targets, doc.weights
-        positions[span] = torch.arange(len(doc))
-        start += len(doc)
+    for run in held.runs:
+        doc, here = docs[run.document], slice(run.at, run.at + run.count)
+        there = slice(run.start, run.start + run.count * run.step, run.step)
+        tokens[here], targets[here], weights[here] = doc.tokens[there], doc.targets[there], doc.weights[there]
+        positions[here] = torch.arange(run.start, run.start + run.count * run.step, run.step)
+    lengths = [run.count for run in held.runs]
     padding = [min(bucket, size - at) for at in range(total, size, bucket)]
     ids, at, targets, weights = (moved(x, device) for x in (tokens[None], positions, targets, weights))
     return Packed(ids, at, targets, weights, tuple(lengths + padding))

@@ -18,12 +18,15 @@ from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entro
 from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.ranks import Ranks
-from fourfold.backends.runner import Runner
+from fourfold.backends.runner import Held, Runner
+from fourfold.backends.sequence import Group
 from fourfold.backends.sequences import limits_of
 from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Block, Graph
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
+from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence.tokens import Shard
 
 CHUNK = 2048
 """Tokens whose logits exist at once."""
@@ -71,22 +74,24 @@ class Engine:
         self.slots = [skeleton.slots(root, self.graph, c, self.lowered[c.block].partial) for c in calls]
         self.units = dict(skeleton.units(root, self.graph))
 
-    def loss(self, root: Any, packed: Packed, *, scale: float, training: bool) -> Tensor:
-        """This rank's share of the loss of one micro-step, times `scale`."""
+    def loss(
+        self, root: Any, packed: Packed, *, scale: float, training: bool, shards: tuple[Shard, ...] = ()
+    ) -> Tensor:
+        """This rank's share of the loss of one micro-step, times `scale`; `shards` where a group shares documents."""
         self.scale = scale
-        documents = Documents.of(packed.lengths, self.ranks.device)
+        documents = self._group(shards) if shards else Documents.of(packed.lengths, self.ranks.device)
         given = (packed.tokens, packed.positions, packed.targets, packed.weights)
         found: Tensor = root(lambda: self._calls(given, documents, training))
         return found
 
-    def _calls(self, given: tuple[Tensor, ...], documents: Documents, training: bool) -> Tensor:
+    def _calls(self, given: tuple[Tensor, ...], documents: Held, training: bool) -> Tensor:
         made: list[tuple[Tensor, ...]] = []
         for i, call in enumerate(self.graph.calls):
             inputs = tuple(given[s.output] if s.call < 0 else made[s.call][s.output] for s in call.sources)
             made.append(self._call(i, inputs, documents, training))
         return made[-1][0]
 
-    def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Documents, training: bool) -> tuple[Tensor, ...]:
+    def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Held, training: bool) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]
         runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
 
@@ -100,6 +105,10 @@ class Engine:
 
         found: tuple[Tensor, ...] = _nested(self.units.get(index, ()), run)(*inputs)
         return found
+
+    def _group(self, shards: tuple[Shard, ...]) -> Group:
+        how = self.plan.sharing
+        return Group(self.ranks.sequence, shards, METHODS[how.method], how.ulysses, getattr(torch, how.travel))
 
     def _lowered(self, block: Block, *, training: bool) -> Lowered:
         layout = self.plan.layouts.get(block.name, Layout())

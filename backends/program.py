@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from fourfold.backends import batching, checkpoint, compat, skeleton, weights
 from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
-from fourfold.backends.batching import MicroStep, Packed
+from fourfold.backends.batching import Packed, Portion
 from fourfold.backends.checkpoint import Contents
 from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
@@ -169,16 +169,19 @@ class Program:
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
         self._require_weights()
         docs = agreed(batch, self.limits, self.aside)
-        dealt = batching.dealt([len(d) for d in docs], ranks=self.ranks.pool, capacity=self.plan.capacity)
-        mine = dealt[self.ranks.pool_rank]
+        mine = batching.portions(docs, self.plan, self.ranks.pool_rank)
         total = self._divisor(docs, mine)
         loss = joined = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for k, micro in enumerate(mine):
+        for k, portion in enumerate(mine):
             last = k == len(mine) - 1
             self._schedule(last=last)
             with self._drawing(k):
                 part = self.engine.loss(
-                    self.root, self._packed(docs, micro), scale=1.0 / total if total else 0.0, training=backward
+                    self.root,
+                    self._packed(portion),
+                    scale=1.0 / total if total else 0.0,
+                    training=backward,
+                    shards=portion.shards,
                 )
             loss += part.detach()
             # The loss is known before the last backward, and reading it must not wait for that.
@@ -190,15 +193,14 @@ class Program:
         shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
         return self.aside.read(joined) / shared
 
-    def _packed(self, docs: Sequence[Document], micro: MicroStep) -> Packed:
-        held = [docs[i] for i in micro.documents]
-        return batching.pack(held, bucket=self.plan.bucket, device=self.ranks.device)
+    def _packed(self, portion: Portion) -> Packed:
+        return portion.packed(bucket=self.plan.bucket, device=self.ranks.device)
 
-    def _divisor(self, docs: Sequence[Document], mine: Sequence[MicroStep]) -> float:
+    def _divisor(self, docs: Sequence[Document], mine: Sequence[Portion]) -> float:
         """What the summed loss of the whole batch is divided by; known before the first backward."""
         if self.engine.user_loss is None:
             return float(sum(float(d.weights.double().sum()) for d in docs))
-        counts = [self.engine.counted(self._packed(docs, micro)) for micro in mine]
+        counts = [self.engine.counted(self._packed(portion)) for portion in mine]
         return self.aside.read(self.aside.sum(torch.stack(counts).sum())) / self.ranks.tensor.size
 
     def _drawing(self, micro_step: int) -> AbstractContextManager[object]:

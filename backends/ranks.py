@@ -17,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fourfold.backends.collectives import Axis
+from fourfold.backends.torch_comm import TorchComm
 from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.mesh import Mesh
 
@@ -32,6 +33,7 @@ class Ranks:
     rank: int
     mesh: DeviceMesh
     tensor: Axis
+    sequence: TorchComm
 
     @property
     def tp(self) -> DeviceMesh | None:
@@ -77,7 +79,21 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     grid = init_device_mesh(device.type, (replicate, sharded, mesh.tp), mesh_dim_names=("replicate", "shard", "tp"))
     group = grid["tp"].get_group()
     rank = dist.get_rank()
-    return Ranks(device, rank, grid, Axis(group.group_name, mesh.tp, rank % mesh.tp))
+    tensor = Axis(group.group_name, mesh.tp, rank % mesh.tp)
+    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank))
+
+
+def _sequence(mesh: Mesh, rank: int) -> TorchComm:
+    """This rank among those that share its documents, on a communicator of the whole pool, made once at the start."""
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    if mesh.sp == 1:
+        return TorchComm((rank,), everyone)
+    pools = [[at * mesh.tp + tp for at in range(mesh.pool)] for tp in range(mesh.tp)]
+    made, _ = dist.new_subgroups_by_enumeration(pools)  # type: ignore[no-untyped-call]
+    assert made is not None
+    first = rank // mesh.tp // mesh.sp * mesh.sp
+    return TorchComm(tuple(at * mesh.tp + rank % mesh.tp for at in range(first, first + mesh.sp)), made)
 
 
 def launch_line(ranks: int) -> str:

@@ -14,9 +14,12 @@ from fourfold.backends.collectives import Axis
 from fourfold.backends.kernels.attention import Kept, attend
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.lower import Lowered, Mixer, Region
+from fourfold.backends.sequence import Group, share
 
 RegionFunction = Callable[..., tuple[Tensor, ...]]
 LossFunction = Callable[[Mixer, tuple[Tensor, ...]], Tensor]
+Held = Documents | Group
+"""What attention runs over: documents that are whole on this rank, or those a group shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Runner:
         self,
         inputs: tuple[Tensor, ...],
         parameters: Callable[[], Mapping[str, Tensor]],
-        documents: Documents,
+        documents: Held,
         *,
         recompute: str = "none",
     ) -> tuple[Tensor, ...]:
@@ -60,7 +63,7 @@ class Runner:
         self,
         env: dict[str, Tensor],
         parameters: Callable[[], Mapping[str, Tensor]],
-        documents: Documents,
+        documents: Held,
         kept: Kept | None,
     ) -> tuple[Tensor, ...]:
         """The outputs, from a checkpoint around the steps; a frugal last region needs none and stays outside."""
@@ -97,7 +100,7 @@ class Runner:
         self,
         index: int,
         env: dict[str, Tensor],
-        documents: Documents,
+        documents: Held,
         *,
         kept: Kept | None = None,
         function: RegionFunction | None = None,
@@ -116,7 +119,7 @@ class Runner:
     def _has_loss(self) -> bool:
         return any(isinstance(step, Mixer) and step.node.op == "loss" for step in self.lowered.steps)
 
-    def _mix(self, step: Mixer, inputs: tuple[Tensor, ...], documents: Documents, kept: Kept | None = None) -> Tensor:
+    def _mix(self, step: Mixer, inputs: tuple[Tensor, ...], documents: Held, kept: Kept | None = None) -> Tensor:
         if step.node.op == "loss":
             return self.loss(step, inputs)
         q_THE, k_TGE, v_TGE = (x[0].transpose(0, 1) for x in inputs)
@@ -124,7 +127,11 @@ class Runner:
             k_TGE, v_TGE = (self._own_heads(x, q_THE.shape[1]) for x in (k_TGE, v_TGE))
         options: dict[str, Any] = dict(step.node.kwargs)
         scale, causal = options["scale"], options["causal"]
-        out_THE = attend(q_THE, k_TGE, v_TGE, documents, scale=scale, causal=causal, kept=kept)
+        operands = (q_THE, k_TGE, v_TGE)
+        if isinstance(documents, Group):
+            out_THE = share(*operands, documents, scale=scale, causal=causal, kept=kept)
+        else:
+            out_THE = attend(*operands, documents, scale=scale, causal=causal, kept=kept)
         return out_THE.transpose(0, 1)[None]
 
     def _own_heads(self, x_TGE: Tensor, heads: int) -> Tensor:

@@ -74,6 +74,24 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """How the sp ranks of a group share the attention of a micro-step's documents.
+
+    `method` is a name of ir/sequence, `layout` one of its layouts; `ulysses` neighbours exchange heads for tokens;
+    gradients of keys and values travel in dtype `travel`.
+    """
+
+    method: str = "ring"
+    layout: str = "zigzag"
+    ulysses: int = 1
+    travel: str = "float32"
+
+    def __str__(self) -> str:
+        heads = f", heads over {self.ulysses}" if self.ulysses > 1 else ""
+        return f"{self.method}, {self.layout}{heads}"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One choice of one pass: what about, what was chosen, and the seconds of each option."""
 
@@ -103,6 +121,7 @@ class Plan:
     bucket: int = 128
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     recompute: tuple[str, ...] = ()
+    sharing: Sharing = field(default_factory=Sharing)
     pins: Mapping[str, str | int] = field(default_factory=dict)
     log: tuple[Decision, ...] = ()
     schema: str = SCHEMA

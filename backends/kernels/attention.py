@@ -29,7 +29,7 @@ KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, FLASH, CPU_FLASH, REFERENCE)
 class Kept:
     """What the attentions of one block gave when it ran first, in order: a replay takes it and runs none again."""
 
-    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    found: list[tuple[Tensor, ...]] = field(default_factory=list)
     runs: int = 0
     at: int = 0
 
@@ -37,8 +37,8 @@ class Kept:
         """Called when the block starts to run: the first time results are kept, later handed out."""
         self.runs, self.at = self.runs + 1, 0
 
-    def take(self) -> tuple[Tensor, Tensor] | None:
-        """The next (out, lse) of a replay; None when the block runs first."""
+    def take(self) -> tuple[Tensor, ...] | None:
+        """The next result of a replay, (out, lse) or what a shared attention keeps; None when the block runs first."""
         if self.runs < 2:
             return None
         self.at += 1

@@ -7,6 +7,8 @@ dk = scale ds^T q. Letters: M rows of queries, N rows of keys, R query heads a k
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +77,21 @@ def empty(q_THD: Tensor) -> Sums:
 
 def merge(sums: Sums, rows: slice, out_MHD: Tensor, lse_HM: Tensor) -> None:
     """Adds an attention over other keys to the sums of these rows; an lse of -inf stands for no key."""
-    out, lse = sums.out[rows], sums.lse[:, rows]
-    both_HM = torch.logaddexp(lse, lse_HM)
-    share_HM = (lse_HM - _finite(both_HM)).exp()
-    out.lerp_(out_MHD.to(out.dtype), share_HM.t().unsqueeze(-1))
-    lse.copy_(both_HM)
+    mix = _fused_mix() if out_MHD.is_cuda else _mix
+    mix(sums.out[rows], sums.lse[:, rows], out_MHD, lse_HM)
+
+
+def _mix(out_MHD: Tensor, lse_HM: Tensor, new_MHD: Tensor, new_HM: Tensor) -> None:
+    both_HM = torch.logaddexp(lse_HM, new_HM)
+    share_HM = (new_HM - _finite(both_HM)).exp()
+    out_MHD.lerp_(new_MHD.to(out_MHD.dtype), share_HM.t().unsqueeze(-1))
+    lse_HM.copy_(both_HM)
+
+
+@functools.cache
+def _fused_mix() -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+    """One kernel in place of seven."""
+    return torch.compile(_mix, dynamic=True)
 
 
 def _scores(q_MHD: Tensor, k_NGD: Tensor, one: Rectangle, scale: float) -> Tensor:

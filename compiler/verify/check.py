@@ -95,10 +95,10 @@ def prepared(model: nn.Module, plan: Plan, *, dtype: str, ranks: int = 8, small:
     vocabulary = min(n for n in (limits.tokens, limits.labels) if n is not None)
     micro_steps = min(plan.micro_steps, 2)
     batch, capacity = batches.ragged(
-        vocabulary=vocabulary, pool=mesh.pool, micro_steps=micro_steps, longest=limits.positions
+        vocabulary=vocabulary, pool=mesh.dp, micro_steps=micro_steps, longest=limits.positions
     )
     lengths = tuple(len(item["tokens"]) for item in batch)
-    fitted = refitted(plan, graph, dtype=dtype, mesh=mesh, capacity=capacity, lengths=lengths)
+    fitted = refitted(plan, graph, dtype=dtype, mesh=mesh, capacity=-(-capacity // mesh.sp), lengths=lengths)
     return Case(least, graph, fitted, batch, tuple(note for note in (done, fewer, silent) if note))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from fourfold.backends.batching import dealt
+from fourfold.backends.batching import padded, placed
 from fourfold.backends.parts import Place, local, part_of, place_of
 from fourfold.backends.program import Options, Program
 from fourfold.backends.traffic import Traffic
@@ -40,8 +40,9 @@ class Job:
     def padded_tokens(self, rank: int) -> tuple[int, ...]:
         """Tokens of each micro-step of a rank, padding included."""
         lengths = [len(item["tokens"]) for item in self.batch]
-        mine = dealt(lengths, ranks=self.plan.mesh.pool, capacity=self.plan.capacity)[rank // self.plan.mesh.tp]
-        return tuple(max(1, -(-step.tokens // self.plan.bucket)) * self.plan.bucket for step in mine)
+        mine = placed(lengths, self.plan, rank // self.plan.mesh.tp % self.plan.mesh.pool)
+        held = (max(s.tokens for s in shards) if shards else sum(lengths[i] for i in docs) for docs, shards in mine)
+        return tuple(padded(tokens, self.plan.bucket) for tokens in held)
 
 
 @dataclass(frozen=True, slots=True)

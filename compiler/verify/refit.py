@@ -8,7 +8,7 @@ from math import lcm
 
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Block, Graph, Node
-from fourfold.ir.mesh import Mesh
+from fourfold.ir.mesh import AXES, Mesh
 from fourfold.ir.ops import rule_for, rules
 from fourfold.ir.plan import Layout, Plan, Precision
 from fourfold.ir.rule import PARTIAL, WHOLE, State
@@ -21,11 +21,12 @@ PRECISIONS: Mapping[str, Precision] = {"float32": Precision.fp32, "float64": Pre
 
 
 def smaller(mesh: Mesh, most: int) -> Mesh:
-    """A mesh of at most `most` ranks with the same axes: tp down to a divisor of it, then dp."""
-    if mesh.ranks <= most:
-        return mesh
-    tp = max(n for n in range(1, mesh.tp + 1) if mesh.tp % n == 0 and n * min(2, mesh.pool) <= max(most, 2))
-    return Mesh(dp=max(1, min(mesh.pool, most // tp)), tp=tp)
+    """A mesh of at most `most` ranks with the same axes: the widest axis goes down to a divisor until it fits."""
+    while mesh.ranks > most:
+        axis = max(AXES, key=lambda name: int(getattr(mesh, name)))
+        degree = int(getattr(mesh, axis))
+        mesh = replace(mesh, **{axis: max(n for n in range(1, degree) if degree % n == 0)})
+    return mesh
 
 
 def refitted(plan: Plan, graph: Graph, *, dtype: str, mesh: Mesh, capacity: int, lengths: tuple[int, ...]) -> Plan:
@@ -44,6 +45,7 @@ def refitted(plan: Plan, graph: Graph, *, dtype: str, mesh: Mesh, capacity: int,
         bucket=lcm(BUCKET, mesh.tp),
         layouts=layouts,
         recompute=_recompute(plan, graph),
+        sharing=replace(plan.sharing, travel=dtype),
     )
 
 
