@@ -8,7 +8,10 @@ import typer
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A shipped model, such as llama-8b, or path/to/file.py:function."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A shipped model, such as llama-8b; path/to/file.py:function; or a config.json of transformers.",
+    ),
 ]
 PlanFile = Annotated[str, typer.Argument(metavar="PLAN", help="A plan that `plan --save` wrote.")]
 Hardware = Annotated[

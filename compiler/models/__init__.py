@@ -1,4 +1,5 @@
-"""Models that ship with Fourfold, plain modules like any user's, and models found by `path/to/file.py:function`."""
+"""Models that ship with Fourfold, plain modules like any user's, and models found by `path/to/file.py:function` or by
+a config of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fourfold.compiler.models import huggingface
 from fourfold.compiler.models.gpt import GPT, GPTConfig
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.compiler.models.reference import is_file, made_by
@@ -64,12 +66,15 @@ def tiny(name: str) -> Make:
 
 
 def from_reference(text: str, overrides: Mapping[str, Any] | None = None, *, small: bool = False) -> nn.Module:
-    """The module that `text` names: `path/to/file.py:function`, or a shipped model (`small`: its tiny form).
+    """The module that `text` names: `path/to/file.py:function`, a config.json or its folder, or a shipped model.
 
-    `overrides` are the keywords of the function, or fields of the shipped model's config. Raises UsageError for names
-    and keywords that are not there, ModelError when the user's function fails or returns no module.
+    `overrides` are the keywords of the function, or fields of the config; `small`: the tiny form of a config. Raises
+    UsageError for names and keywords that are not there, ModelError when the user's function fails or returns no
+    module.
     """
     given = dict(overrides or {})
+    if text not in SHIPPED and huggingface.is_config(text):
+        return huggingface.from_config(text, given, small=small)
     if is_file(text):
         return made_by(text, given)
     return (tiny if small else shipped)(text)(**given)
