@@ -18,7 +18,8 @@ T = TypeVar("T")
 PATIENCE = 60.0
 """Seconds a rank waits for a message before it says that none comes."""
 
-Post = dict[tuple[int, int], "SimpleQueue[Tensor]"]
+Post = dict[tuple[int, int, int], "SimpleQueue[Tensor]"]
+"""A box for each message: from, to, and its number among those from the one to the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Local:
     here: int
     members: tuple[int, ...]
     post: Post = field(repr=False)
+    numbers: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
     sent: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -65,20 +67,26 @@ class Local:
         for peer, tensor in sends:
             if tensor.numel():
                 self.sent[name] = self.sent.get(name, 0) + tensor.numel()
-                self.post[self.here, self.members[peer]].put(tensor.clone())
+                self._box(self.here, self.members[peer]).put(tensor.clone())
         boxes = tuple(
-            self.post[self.members[wanted.peer], self.here] if torch.Size(wanted.shape).numel() else None
+            self._box(self.members[wanted.peer], self.here) if torch.Size(wanted.shape).numel() else None
             for wanted in receives
         )
         return Arriving(boxes, tuple(receives), like)
 
     def among(self, members: tuple[int, ...]) -> Local:
-        return Local(self.here, tuple(self.members[m] for m in members), self.post, self.sent)
+        return Local(self.here, tuple(self.members[m] for m in members), self.post, self.numbers, self.sent)
+
+    def _box(self, source: int, to: int) -> SimpleQueue[Tensor]:
+        """Of the next message between two ranks: exchanges match in the order they start, whichever is waited first."""
+        number = self.numbers.get((source, to), 0)
+        self.numbers[source, to] = number + 1
+        return self.post.setdefault((source, to, number), SimpleQueue())
 
 
 def together(n: int, work: Callable[[Comm], T]) -> tuple[T, ...]:
     """What `work` returns on each of n ranks; what one raises is raised."""
-    post: Post = {(a, b): SimpleQueue() for a in range(n) for b in range(n)}
+    post: Post = {}
     members = tuple(range(n))
     with ThreadPoolExecutor(n) as pool:
         return tuple(pool.map(lambda rank: work(Local(rank, members, post)), members))

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from fourfold.ir.sequence.gather_kv import GATHER_KV
 from fourfold.ir.sequence.method import Method
 from fourfold.ir.sequence.ring import RING
+from fourfold.ir.sequence.rsa import RSA
 from fourfold.ir.sequence.token_ring import TOKEN_RING
 from fourfold.ir.sequence.ulysses import ULYSSES, USP
 from fourfold.ir.sequence.whole import WHOLE
 
 METHODS: Mapping[str, Method] = MappingProxyType(
-    {method.name: method for method in (WHOLE, RING, GATHER_KV, ULYSSES, USP, TOKEN_RING)}
+    {method.name: method for method in (WHOLE, RING, GATHER_KV, ULYSSES, USP, TOKEN_RING, RSA)}
 )
