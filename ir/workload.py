@@ -38,13 +38,11 @@ class Workload:
 
         The sample keeps the file's distribution: evenly spaced ranks of the sorted lengths. Raises UsageError.
         """
-        try:
-            rows = [row[0] for row in csv.reader(Path(path).read_text().splitlines()) if row and row[0].strip()]
-        except OSError as error:
-            raise UsageError(f"lengths file {path} cannot be read: {error.strerror}") from None
-        found = sorted(int(float(word)) for word in rows if word.replace(".", "", 1).isdigit())
-        if not found:
-            raise UsageError(f"{path} holds no lengths: write one number a line")
+        found = sorted(_lengths(Path(path)))
+        if found[0] > tokens_per_step:
+            raise UsageError(
+                f"{tokens_per_step:,} tokens a step hold no sequence of {path}: its shortest is {found[0]:,}"
+            )
         count = max(1, round(tokens_per_step / (sum(found) / len(found))))
         return cls.of(found[min(len(found) - 1, int((i + 0.5) * len(found) / count))] for i in range(count))
 
@@ -72,3 +70,31 @@ class Workload:
         if len(self.lengths) == 1:
             return f"{self.sequences} x {self.longest} tokens"
         return f"{self.sequences} sequences of {self.lengths[0][0]} to {self.longest}, {self.tokens} tokens"
+
+
+def _lengths(path: Path) -> list[int]:
+    """The lengths in a file; its first line may be a heading. Raises UsageError naming the line that holds none."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise UsageError(f"lengths file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no text: write one length a line") from None
+    words = [(number, row[0].strip()) for number, row in enumerate(rows, 1) if row and row[0].strip()]
+    lengths = [(number, word, _length(word)) for number, word in words]
+    wrong = [(number, word) for number, word, length in lengths[1:] if length is None]
+    if lengths and lengths[0][2] is None and not lengths[0][1][0].isalpha():
+        wrong.insert(0, lengths[0][:2])
+    if wrong:
+        raise UsageError(f"{path}:{wrong[0][0]} holds {wrong[0][1]!r}: write one length a line, of at least 1 token")
+    found = [length for _, _, length in lengths if length is not None]
+    if not found:
+        raise UsageError(f"{path} holds no lengths: write one number a line")
+    return found
+
+
+def _length(word: str) -> int | None:
+    """A number of tokens, or None where the word is not one."""
+    if not word.replace(".", "", 1).isdecimal() or float(word) < 1:
+        return None
+    return int(float(word))

@@ -81,12 +81,12 @@ def workload(length: str | None, lengths: str | None, per_step: str | None) -> W
     """Sequences of one length, or lengths from a file or a shipped list."""
     from fourfold.ir.workload import Workload
 
-    total = values.tokens(per_step or TOKENS, "--tokens-per-step")
+    total = values.tokens(TOKENS if per_step is None else per_step, "--tokens-per-step")
     if lengths is not None:
         if length is not None:
             raise UsageError("--length and --lengths say two things; give one")
         return Workload.sample(lengths_file(lengths), tokens_per_step=total)
-    each = values.tokens(length or LENGTH, "--length")
+    each = values.tokens(LENGTH if length is None else length, "--length")
     if each > total:
         raise UsageError(f"--tokens-per-step {total:,} holds no sequence of --length {each:,}")
     return Workload.fixed(length=each, sequences=round(total / each))

@@ -118,10 +118,15 @@ def diff(
 
 
 def saved(file: str) -> Plan:
-    """The plan in a file. Raises UsageError."""
+    """The plan in a file, which must hold together. Raises UsageError."""
     from fourfold.ir.plan import Plan
+    from fourfold.ir.verify import verified
 
-    return Plan.load(file)
+    try:
+        return verified(Plan.load(file))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{file} is a damaged plan ({said}); make it again with `fourfold plan --save`") from error
 
 
 def priced(plan: Plan) -> Any:

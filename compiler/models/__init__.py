@@ -84,7 +84,7 @@ def _config(name: str) -> Config:
     if name in SHIPPED:
         return SHIPPED[name]
     near = get_close_matches(name.lower(), SHIPPED, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(SHIPPED)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(SHIPPED)}."
     raise UsageError(f"no model is called {name!r}: {hint} A model of your own is named path/to/file.py:function")
 
 
@@ -102,6 +102,10 @@ def _maker(name: str, config: Config) -> Make:
 
 
 def _check(name: str, config: Config) -> None:
+    for size in ("vocabulary", "width", "layers", "heads", "kv_heads", "feed_forward", "context"):
+        value = getattr(config, size, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name}: {size}={value} is no size; give a whole number of at least 1")
     if config.width % config.heads:
         raise UsageError(f"{name}: {config.heads} heads do not divide width {config.width}")
     if isinstance(config, LlamaConfig) and config.heads % config.kv_heads:

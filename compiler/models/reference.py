@@ -90,7 +90,14 @@ def _named(what: str) -> Iterator[None]:
     except FourfoldError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}:{last.lineno}"
+        place = _place(error)
         text = (str(error).splitlines() or [""])[0]
         raise ModelError(f"{what} failed at {place}: {type(error).__name__}: {text}") from error
+
+
+def _place(error: Exception) -> str:
+    """The file and line that raised it; of a syntax error, those that cannot be read."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
