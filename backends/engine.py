@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,14 +23,28 @@ from fourfold.backends.runner import Held, Runner
 from fourfold.backends.sequence import Group
 from fourfold.backends.sequences import limits_of
 from fourfold.ir.conversion import Move
-from fourfold.ir.graph import Block, Graph
+from fourfold.ir.graph import Block, Graph, Source
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
 from fourfold.ir.sequence import METHODS
 from fourfold.ir.sequence.tokens import Shard
+from fourfold.ir.stages import Stage, part, stages, state_of, value_of
 
 CHUNK = 2048
 """Tokens whose logits exist at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """One micro-step on the device: tokens, positions, targets, weights, and what attention runs over."""
+
+    given: tuple[Tensor, ...]
+    documents: Held
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this rank, padding included."""
+        return self.given[0].shape[-1]
 
 
 class Engine:
@@ -47,7 +62,10 @@ class Engine:
             if _draws(block)
         }
         self.stored = self._stored()
-        self.slots: list[dict[str, skeleton.Slot]] = []
+        self.stages = stages(graph, plan.bounds)
+        self.calls = tuple(i for s in self.stages if s.number % plan.mesh.pp == ranks.stage_rank for i in s.calls)
+        self.own = part(graph, [graph.calls[i] for i in self.calls])
+        self.slots: dict[int, dict[str, skeleton.Slot]] = {}
         self.units: dict[int, tuple[skeleton.Container, ...]] = {}
 
     @property
@@ -69,27 +87,53 @@ class Engine:
         return counted(packed.targets, packed.weights, self.user_loss, chunk=CHUNK, vocabulary=rows, dtype=dtype)
 
     def place(self, root: skeleton.Container) -> None:
-        """Finds the parameters of every call in the tree."""
-        calls = self.graph.calls
-        self.slots = [skeleton.slots(root, self.graph, c, self.lowered[c.block].partial) for c in calls]
-        self.units = dict(skeleton.units(root, self.graph))
+        """Finds the parameters of every call of this rank in the tree."""
+        for index, call in zip(self.calls, self.own.calls, strict=True):
+            self.slots[index] = skeleton.slots(root, self.graph, call, self.lowered[call.block].partial)
+        self.units = {self.calls[at]: found for at, found in skeleton.units(root, self.own)}
 
-    def loss(
-        self, root: Any, packed: Packed, *, scale: float, training: bool, shards: tuple[Shard, ...] = ()
-    ) -> Tensor:
-        """This rank's share of the loss of one micro-step, times `scale`; `shards` where a group shares documents."""
+    def run(
+        self, root: Any, stage: int, micro: Micro, taken: tuple[Tensor, ...], *, scale: float, training: bool
+    ) -> tuple[Tensor, ...]:
+        """What a stage gives for one micro-step, from what it takes; the last one its share of the loss times `scale`.
+
+        A collective of the pool and of the tensor axis.
+        """
         self.scale = scale
-        documents = self._group(shards) if shards else Documents.of(packed.lengths, self.ranks.device)
-        given = (packed.tokens, packed.positions, packed.targets, packed.weights)
-        found: Tensor = root(lambda: self._calls(given, documents, training))
+        there = self.stages[stage]
+        found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training))
         return found
 
-    def _calls(self, given: tuple[Tensor, ...], documents: Held, training: bool) -> Tensor:
-        made: list[tuple[Tensor, ...]] = []
-        for i, call in enumerate(self.graph.calls):
-            inputs = tuple(given[s.output] if s.call < 0 else made[s.call][s.output] for s in call.sources)
-            made.append(self._call(i, inputs, documents, training))
-        return made[-1][0]
+    def micro(self, packed: Packed, shards: tuple[Shard, ...]) -> Micro:
+        """A micro-step as stages run it; `shards` where a group of ranks shares its documents."""
+        documents = self._group(shards) if shards else Documents.of(packed.lengths, self.ranks.device)
+        return Micro((packed.tokens, packed.positions, packed.targets, packed.weights), documents)
+
+    def crosses(self, stage: int) -> tuple[bool, ...]:
+        """Of each value a stage gives to the next: whether a gradient comes back for it."""
+        return tuple(value_of(self.graph, source).grad for source in self.stages[stage].gives)
+
+    def expected(self, stage: int, tokens: int) -> tuple[Tensor, ...]:
+        """Empty tensors for what a stage takes in a micro-step of `tokens`."""
+        return tuple(self._empty(source, tokens) for source in self.stages[stage].takes)
+
+    def _empty(self, source: Source, tokens: int) -> Tensor:
+        value, state = value_of(self.graph, source), state_of(self.plan, self.graph, source)
+        whole = tuple(tokens * -size if size < 0 else size for size in value.shape)
+        n = self.ranks.tensor.size if state.kind == "S" else 1
+        shape = tuple(size // n if i == state.dim else size for i, size in enumerate(whole))
+        return torch.empty(shape, dtype=getattr(torch, value.dtype), device=self.ranks.device)
+
+    def _stage(self, stage: Stage, micro: Micro, taken: tuple[Tensor, ...], training: bool) -> tuple[Tensor, ...]:
+        made: dict[tuple[int, int], Tensor] = {
+            (source.call, source.output): x for source, x in zip(stage.takes, taken, strict=True)
+        }
+        for index in stage.calls:
+            sources = self.graph.calls[index].sources
+            inputs = tuple(micro.given[s.output] if s.call < 0 else made[s.call, s.output] for s in sources)
+            found = self._call(index, inputs, micro.documents, training)
+            made |= {(index, at): x for at, x in enumerate(found)}
+        return tuple(made[source.call, source.output] for source in stage.gives)
 
     def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Held, training: bool) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.optim import Optimizer
 
-from fourfold.backends import batching, checkpoint, compat, skeleton, weights
+from fourfold.backends import batching, checkpoint, pretrained, pretrained_save, weights
 from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
-from fourfold.backends.batching import Packed, Portion
+from fourfold.backends.batching import Portion
 from fourfold.backends.checkpoint import Contents
 from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
-from fourfold.backends.random import seeded
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.sequences import Document, limits_of
+from fourfold.backends.sharding import Sharding
+from fourfold.backends.step import Step
+from fourfold.backends.tied import Tied
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
+from fourfold.ir.schedule import Schedule, in_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,28 @@ class Options:
     loss: Loss | None = None
 
 
-class Program:
-    """The compiled training program of one rank. Made by `fourfold.compile`; needs torchrun for more than one rank."""
+Schedules = Callable[[int], Schedule]
+"""The schedule of a step of so many micro-steps."""
 
-    def __init__(self, model: nn.Module, plan: Plan, graph: Graph, options: Options) -> None:
-        self.plan, self.model = plan, model
+
+class Program:
+    """The compiled training program of one rank. Made by `fourfold.compile`; needs torchrun for more than one rank.
+
+    `schedule` gives the order in which a pipeline runs its micro-steps; without stages they run one after the other.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, graph: Graph, options: Options, schedule: Schedules = in_turn
+    ) -> None:
+        self.plan, self.model, self.schedule = plan, model, schedule
         self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
         self.aside = Aside.of(self.ranks.device)
         self.graph = graph
-        self.root = self._sharded(graph)
+        self.sharding = Sharding(self.engine)
+        self.root = self.sharding.root
+        self.tied = Tied(self.engine, self.root)
         self.limits = limits_of(graph)
         self.tokens_seen = 0
         self.sequences_seen = 0
@@ -141,6 +153,31 @@ class Program:
         self.steps_done, self.sequences_seen = position.steps, position.sequences
         self.tokens_seen, self.seed = position.tokens, position.seed
 
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Takes the weights in a folder of Hugging Face (safetensors, in one file or several); the rest stays.
+
+        Every rank reads its own parts alone. Raises RunError on every rank when a tensor is missing, shaped otherwise,
+        quantised or not of this model, before any is read; UsageError without the extra `hf`.
+        """
+        with together():
+            kept = pretrained.fill(
+                Path(folder), self.root, self.graph, self.model, cuts=self._cuts(), ranks=self.ranks
+            )
+        same(weights.checksums(kept), "what no initialiser writes must be built alike on every rank")
+        self.filled = True
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, file_bytes: float = pretrained_save.FILE_BYTES
+    ) -> None:
+        """Writes config.json and safetensors that transformers' from_pretrained opens, from rank 0; a collective.
+
+        dtype: of the weights written (None: as they are held); file_bytes: the most one file holds. Raises UsageError
+        on every rank for a model that has no config, RunError when a file cannot be written.
+        """
+        self._require_weights()
+        form = pretrained_save.Form(dtype, file_bytes)
+        pretrained_save.save(Path(folder), self.root, self.graph, self.model, gather=self._whole, form=form)
+
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
 
@@ -156,66 +193,34 @@ class Program:
     def evaluate(self, batch: Sequence[Any]) -> float:
         """The loss of the global batch without gradients or dropout."""
         loss = self._run(batch, backward=False)
-        # Only a backward shards again below ZeRO 3; else the next step would read the weights of this one.
-        for module in self.root.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        self.sharding.reshard()
         return loss
 
     def clip_grad_norm_(self, limit: float) -> float:
         """Scales all gradients so that their global norm is at most `limit`; returns the norm before, on every rank."""
-        return clip_grad_norm_(self.parameters(), limit)
+        return clip_grad_norm_(self.parameters(), limit, copies=self.tied.copies, device=self.ranks.device)
 
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
         self._require_weights()
         docs = agreed(batch, self.limits, self.aside)
         mine = batching.portions(docs, self.plan, self.ranks.pool_rank)
         total = self._divisor(docs, mine)
-        loss = joined = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for k, portion in enumerate(mine):
-            last = k == len(mine) - 1
-            self._schedule(last=last)
-            with self._drawing(k):
-                part = self.engine.loss(
-                    self.root,
-                    self._packed(portion),
-                    scale=1.0 / total if total else 0.0,
-                    training=backward,
-                    shards=portion.shards,
-                )
-            loss += part.detach()
-            # The loss is known before the last backward, and reading it must not wait for that.
-            joined = self.aside.sum(loss) if last else joined
-            if backward:
-                part.backward()  # type: ignore[no-untyped-call]
+        place = (self.seed, self.steps_done)
+        scale = 1.0 / total if total else 0.0
+        step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward)
+        loss = step.run(self.schedule(len(mine)))
         self.tokens_seen += sum(len(d) for d in docs) if backward else 0
         self.sequences_seen += len(docs) if backward else 0
-        shared = 1 if self.engine.loss_is_partial else self.ranks.tensor.size
-        return self.aside.read(joined) / shared
-
-    def _packed(self, portion: Portion) -> Packed:
-        return portion.packed(bucket=self.plan.bucket, device=self.ranks.device)
+        return loss / (1 if self.engine.loss_is_partial else self.ranks.tensor.size)
 
     def _divisor(self, docs: Sequence[Document], mine: Sequence[Portion]) -> float:
         """What the summed loss of the whole batch is divided by; known before the first backward."""
         if self.engine.user_loss is None:
             return float(sum(float(d.weights.double().sum()) for d in docs))
-        counts = [self.engine.counted(self._packed(portion)) for portion in mine]
-        return self.aside.read(self.aside.sum(torch.stack(counts).sum())) / self.ranks.tensor.size
-
-    def _drawing(self, micro_step: int) -> AbstractContextManager[object]:
-        """Where dropout draws numbers of its own on every rank, the same when the step is run again after a load."""
-        if not self.engine.draws:
-            return nullcontext()
-        return seeded(self.ranks.device, self.seed, self.steps_done, micro_step, self.ranks.rank)
-
-    def _schedule(self, *, last: bool) -> None:
-        """Which micro-step gathers parameters anew and which reduces gradients: the ZeRO stage."""
-        zero = self.plan.zero
-        self.root.set_requires_gradient_sync(last or zero >= 2)
-        self.root.set_is_last_backward(last)
-        if zero < 3:
-            self.root.set_reshard_after_backward(last)
+        bucket, device = self.plan.bucket, self.ranks.device
+        counts = [self.engine.counted(portion.packed(bucket=bucket, device=device)) for portion in mine]
+        shared = self.ranks.tensor.size * self.plan.mesh.pp
+        return self.aside.read(self.aside.sum(torch.stack(counts).sum())) / shared
 
     def _require_weights(self) -> None:
         if not self.filled:
@@ -230,27 +235,3 @@ class Program:
 
     def _cuts(self) -> dict[str, Shard | Replicate]:
         return {n: Shard(s.dim) if s.kind == "S" else Replicate() for n, s in self.engine.stored.items()}
-
-    def _sharded(self, graph: Graph) -> Any:
-        """The skeleton with its parameters sharded over the pool, materialised on the device, not yet filled."""
-        precision = self.plan.precision
-        names = (precision.parameter, precision.compute, precision.reduce)
-        parameter, compute, reduce = (getattr(torch, name) for name in names)
-        root = skeleton.build(graph, self.engine.stored, (parameter, compute), self.ranks.tp)
-        policy = MixedPrecisionPolicy(
-            param_dtype=compute if compute != parameter else None,
-            reduce_dtype=reduce if reduce != compute else None,
-            cast_forward_inputs=False,
-        )
-        keep: dict[str, Any] = {"mesh": self.ranks.data, "mp_policy": policy}
-        self.engine.place(root)
-        # The head and the block before it are what the backward needs first: gathered again, nothing would hide it.
-        anew = dict.fromkeys((*self.engine.units,)[:-2], self.plan.zero == 3)
-        for index, containers in self.engine.units.items():
-            unit: Any = list(containers) if len(containers) > 1 else containers[0]
-            fully_shard(unit, reshard_after_forward=anew.get(index, False), **keep)
-        fully_shard(root, reshard_after_forward=False, **keep)
-        for module in root.modules():
-            if isinstance(module, FSDPModule):
-                compat.sum_gradients(module)
-        return root.to_empty(device=self.ranks.device)

@@ -17,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fourfold.backends.collectives import Axis
+from fourfold.backends.pipeline import Wire
 from fourfold.backends.torch_comm import TorchComm
 from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.mesh import Mesh
@@ -27,13 +28,17 @@ TIMEOUT = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The plan's mesh as process groups: (replicate, shard) over the pool, tp inside."""
+    """The plan's mesh as process groups: pp outside, (replicate, shard) over the pool, tp inside.
+
+    `sequence` are the ranks that share this one's documents, `wire` its line of pipeline stages.
+    """
 
     device: torch.device
     rank: int
     mesh: DeviceMesh
     tensor: Axis
     sequence: TorchComm
+    wire: Wire
 
     @property
     def tp(self) -> DeviceMesh | None:
@@ -48,12 +53,17 @@ class Ranks:
     @property
     def pool_rank(self) -> int:
         """This rank's place in the pool."""
-        return self.rank // self.tensor.size
+        return self.rank // self.tensor.size % self.pool
+
+    @property
+    def stage_rank(self) -> int:
+        """This rank's place in its line of stages."""
+        return self.wire.members.index(self.rank)
 
     @property
     def pool(self) -> int:
         """Ranks of the pool."""
-        return self.mesh.size() // self.tensor.size
+        return self.mesh["replicate"].size() * self.mesh["shard"].size()
 
     @property
     def world(self) -> int:
@@ -76,11 +86,19 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
         )
     device = _enter(device, timeout)
     replicate, sharded = (1, mesh.pool) if shard else (mesh.pool, 1)
-    grid = init_device_mesh(device.type, (replicate, sharded, mesh.tp), mesh_dim_names=("replicate", "shard", "tp"))
+    shape = (mesh.pp, replicate, sharded, mesh.tp)
+    grid = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "replicate", "shard", "tp"))
     group = grid["tp"].get_group()
     rank = dist.get_rank()
     tensor = Axis(group.group_name, mesh.tp, rank % mesh.tp)
-    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank))
+    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank), _wire(mesh, grid, rank))
+
+
+def _wire(mesh: Mesh, grid: DeviceMesh, rank: int) -> Wire:
+    """The ranks of one place in every stage."""
+    here = rank % (mesh.ranks // mesh.pp)
+    members = tuple(range(here, mesh.ranks, mesh.ranks // mesh.pp))
+    return Wire(members, grid["pp"].get_group() if mesh.pp > 1 else None)
 
 
 def _sequence(mesh: Mesh, rank: int) -> TorchComm:
@@ -89,11 +107,17 @@ def _sequence(mesh: Mesh, rank: int) -> TorchComm:
     assert everyone is not None
     if mesh.sp == 1:
         return TorchComm((rank,), everyone)
-    pools = [[at * mesh.tp + tp for at in range(mesh.pool)] for tp in range(mesh.tp)]
+    stage = mesh.pool * mesh.tp
+    pools = [
+        list(range(first + tp, first + stage, mesh.tp))
+        for first in range(0, mesh.ranks, stage)
+        for tp in range(mesh.tp)
+    ]
     made, _ = dist.new_subgroups_by_enumeration(pools)  # type: ignore[no-untyped-call]
     assert made is not None
-    first = rank // mesh.tp // mesh.sp * mesh.sp
-    return TorchComm(tuple(at * mesh.tp + rank % mesh.tp for at in range(first, first + mesh.sp)), made)
+    pool = pools[rank // stage * mesh.tp + rank % mesh.tp]
+    first = pool.index(rank) // mesh.sp * mesh.sp
+    return TorchComm(tuple(pool[first : first + mesh.sp]), made)
 
 
 def launch_line(ranks: int) -> str:

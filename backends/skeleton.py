@@ -96,7 +96,7 @@ def slots(root: Container, graph: Graph, call: Call, partial: frozenset[str]) ->
 
 
 def units(root: Container, graph: Graph) -> Iterator[tuple[int, tuple[Container, ...]]]:
-    """For each call, the containers whose parameters it alone reads: what is gathered and sharded together.
+    """For each call by its place in `graph`, the containers whose parameters it alone reads: what is gathered together.
 
     A call under a module's name owns that module; glue owns the modules of its parameters. What two calls share, or
     what lies on the root itself, is left to the root's own unit.

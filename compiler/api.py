@@ -13,6 +13,7 @@ from fourfold.backends.program import Options, Program
 from fourfold.backends.ranks import from_first
 from fourfold.compiler.capture import capture
 from fourfold.compiler.pipeline import planned
+from fourfold.compiler.schedules import Scheduled
 from fourfold.hardware import load
 from fourfold.hardware.errors import ModelError, UsageError
 from fourfold.hardware.topology import Machine
@@ -103,7 +104,7 @@ def compile(
         )
         plan = Plan.read(from_first(lambda: to_json(asked().plan), device=options.device), "the plan of rank 0")
     chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
-    return Program(model, verified(chosen), graph_for(model, chosen), options)
+    return Program(model, verified(chosen), graph_for(model, chosen), options, Scheduled.of(chosen))
 
 
 def graph_for(model: nn.Module, plan: Plan) -> Graph:

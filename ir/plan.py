@@ -106,7 +106,8 @@ class Plan:
     """A parallel layout for one model, workload and machine.
 
     `capacity` is the most tokens a rank's micro-step holds; `bucket` what token counts are padded to; `recompute` has
-    one word per call of the graph; `machine` is the profile's snapshot.
+    one word per call of the graph; `bounds` are the calls at which a pipeline stage after the first begins, and
+    `schedule` names the order its micro-steps run in; `machine` is the profile's snapshot.
     """
 
     graph: Graph
@@ -122,6 +123,8 @@ class Plan:
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     recompute: tuple[str, ...] = ()
     sharing: Sharing = field(default_factory=Sharing)
+    bounds: tuple[int, ...] = ()
+    schedule: str = "1f1b"
     pins: Mapping[str, str | int] = field(default_factory=dict)
     log: tuple[Decision, ...] = ()
     schema: str = SCHEMA

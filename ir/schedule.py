@@ -116,3 +116,9 @@ def _action(word: str, line: int) -> Action:
         return Action.parse(word)
     except ScheduleError as error:
         raise ScheduleError(f"line {line}: {error}") from None
+
+
+def in_turn(micro_steps: int) -> Schedule:
+    """One stage: each micro-step forward and backward before the next."""
+    line = [Action(0, kind, step) for step in range(micro_steps) for kind in "FB"]
+    return Schedule(1, 1, micro_steps, (0,), (tuple(line),))

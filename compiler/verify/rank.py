@@ -16,6 +16,7 @@ from fourfold.backends.batching import padded, placed
 from fourfold.backends.parts import Place, local, part_of, place_of
 from fourfold.backends.program import Options, Program
 from fourfold.backends.traffic import Traffic
+from fourfold.compiler.schedules import Scheduled
 from fourfold.compiler.verify.expect import Bytes
 from fourfold.compiler.verify.plain import Course, Passed, Sequences, run_course
 from fourfold.ir.graph import Graph
@@ -136,7 +137,8 @@ class _Eye:
 def run_rank(job: Job, rank: int) -> Found:
     """The whole course on this rank. The process group is there already."""
     kept = torch.load(job.path, mmap=True, weights_only=True)
-    program = Program(job.model, job.plan, job.graph, Options(compile=False, device=torch.device("cpu")))
+    options = Options(compile=False, device=torch.device("cpu"))
+    program = Program(job.model, job.plan, job.graph, options, Scheduled.of(job.plan))
     program.copy_from(_filled(job.model, kept["start"]))
     eye = _Eye(program, job.graph, kept)
     first: list[Traffic] = []

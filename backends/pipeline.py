@@ -1,0 +1,184 @@
+"""Executes one line of a schedule, action by action, exactly as its text says.
+
+A forward keeps what went in and what came out of its stage until the backward of that micro-step. Sends and receives
+are posted where they stand, on a communicator of this rank's line of stages; a compute waits for what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fourfold.ir.schedule import Action, Schedule
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """This rank's line of stages: global ranks in order, and the group they talk over."""
+
+    members: tuple[int, ...]
+    group: dist.ProcessGroup | None
+
+
+class Worker(Protocol):
+    """What a stage can do; the executor knows when."""
+
+    def forward(self, stage: int, micro_step: int, received: Tensors) -> Tensors:
+        """What the stage gives, from what it takes."""
+        ...
+
+    def expected(self, stage: int, micro_step: int) -> Tensors:
+        """Empty tensors for what the stage takes."""
+        ...
+
+    def about_to(self, stage: int, *, last: bool, final: bool) -> None:
+        """Called before each backward of a stage. last: no other backward of it follows in this step; final: of any."""
+        ...
+
+    def crosses(self, stage: int) -> tuple[bool, ...]:
+        """Of each value a stage gives to the next: whether a gradient comes back for it."""
+        ...
+
+    def reduce_tied(self, stage: int) -> None:
+        """Adds the gradients of parameters that other stages hold, too."""
+        ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """A micro-step inside a stage: what came in, what came out, and the gradients that come back for it."""
+
+    taken: Tensors
+    given: Tensors
+    gradients: Tensors | None = None
+
+
+@dataclass(slots=True)
+class Executor:
+    """One line of a schedule at work."""
+
+    schedule: Schedule
+    rank: int
+    wire: Wire
+    worker: Worker
+    backward: bool = True
+    held: dict[tuple[int, int], _Held] = field(default_factory=dict)
+    arriving: dict[tuple[str, int, int], tuple[list[dist.Work], Tensors]] = field(default_factory=dict)
+    leaving: list[tuple[list[dist.Work], Tensors]] = field(default_factory=list)
+
+    def run(self, on_loss: Callable[[Tensor], None]) -> None:
+        """All actions of this rank; `on_loss` gets each micro-step's loss where the last stage lies."""
+        line = [action for action in self.schedule.lines[self.rank] if self.backward or action.kind in FORWARD]
+        remaining = {s: sum(a.kind == "B" and a.stage == s for a in line) for s in {a.stage for a in line}}
+        for action in line:
+            if action.kind == "B":
+                remaining[action.stage] -= 1
+                done = not remaining[action.stage]
+                self.worker.about_to(action.stage, last=done, final=not any(remaining.values()))
+            self._do(action, on_loss)
+        for works, _ in self.leaving:
+            for work in works:
+                work.wait()
+
+    def _do(self, action: Action, on_loss: Callable[[Tensor], None]) -> None:
+        key = (action.stage, action.micro_step)
+        if action.kind == "F":
+            self._forward(action, on_loss)
+        elif action.kind == "B":
+            self._backward(action)
+        elif action.kind == "SEND_F":
+            self._send(action, (self.held[key] if self.backward else self.held.pop(key)).given)
+        elif action.kind == "SEND_B":
+            self._send(action, self._gradients(action.stage, self.held.pop(key).taken))
+        elif action.kind in ("RECV_F", "RECV_B"):
+            self._receive(action)
+        elif action.kind == "REDUCE_TIED":
+            self.worker.reduce_tied(action.stage)
+
+    def _forward(self, action: Action, on_loss: Callable[[Tensor], None]) -> None:
+        stage, step = action.stage, action.micro_step
+        taken = self._taken(stage, step)
+        given = self.worker.forward(stage, step, taken)
+        last = stage == self.schedule.stages - 1
+        if last:
+            on_loss(given[0].detach())
+        if self.backward or not last:
+            self.held[stage, step] = _Held(taken, given)
+
+    def _taken(self, stage: int, step: int) -> Tensors:
+        """What the stage before made: from another rank, or from this one."""
+        if stage == 0:
+            return ()
+        if ("F", stage, step) in self.arriving:
+            found = self._arrived("F", stage, step)
+        else:
+            before = self.held[stage - 1, step] if self.backward else self.held.pop((stage - 1, step))
+            found = tuple(x.detach() for x in before.given)
+        wanted = self.worker.crosses(stage - 1)
+        return tuple(x.requires_grad_(grad and self.backward) for x, grad in zip(found, wanted, strict=True))
+
+    def _backward(self, action: Action) -> None:
+        stage, step = action.stage, action.micro_step
+        held = self.held[stage, step]
+        if stage == self.schedule.stages - 1:
+            held.given[0].backward()  # type: ignore[no-untyped-call]
+        else:
+            given = _chosen(held.given, self.worker.crosses(stage))
+            pairs = [(x, g) for x, g in zip(given, self._returned(stage, step, held), strict=True) if x.requires_grad]
+            if pairs:
+                torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+        held.given = ()
+        if stage == 0 or self.schedule.owner[stage - 1] == self.rank:
+            if stage and (stage - 1, step) in self.held:
+                self.held[stage - 1, step].gradients = self._gradients(stage, held.taken)
+            del self.held[stage, step]
+
+    def _returned(self, stage: int, step: int, held: _Held) -> Tensors:
+        """The gradients of what the stage gave that can have one."""
+        if ("B", stage, step) in self.arriving:
+            return self._arrived("B", stage, step)
+        assert held.gradients is not None, f"stage {stage} has no gradient for micro-step {step}"
+        return held.gradients
+
+    def _send(self, action: Action, tensors: Tensors) -> None:
+        assert action.peer is not None
+        peer = self.wire.members[self.schedule.owner[action.peer]]
+        held = tuple(x.detach().contiguous() for x in tensors)
+        works = [dist.isend(x, peer, group=self.wire.group) for x in held]
+        self.leaving.append(([w for w in works if w is not None], held))
+
+    def _receive(self, action: Action) -> None:
+        assert action.peer is not None
+        peer = self.wire.members[self.schedule.owner[action.peer]]
+        if action.kind == "RECV_F":
+            buffers = self.worker.expected(action.stage, action.micro_step)
+        else:
+            given = _chosen(self.held[action.stage, action.micro_step].given, self.worker.crosses(action.stage))
+            buffers = tuple(x.new_empty(x.shape) for x in given)
+        works = [dist.irecv(x, peer, group=self.wire.group) for x in buffers]
+        self.arriving[action.kind[-1], action.stage, action.micro_step] = ([w for w in works if w is not None], buffers)
+
+    def _gradients(self, stage: int, taken: Tensors) -> Tensors:
+        """Of what a stage took and can have one; zero where nothing it computed depends on it."""
+        chosen = _chosen(taken, self.worker.crosses(stage - 1))
+        return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in chosen)
+
+    def _arrived(self, kind: str, stage: int, step: int) -> Tensors:
+        works, tensors = self.arriving.pop((kind, stage, step))
+        for work in works:
+            work.wait()
+        return tensors
+
+
+FORWARD = ("F", "SEND_F", "RECV_F", "UNSHARD", "RESHARD")
+
+
+def _chosen(tensors: Tensors, wanted: Sequence[bool]) -> Tensors:
+    return tuple(x for x, flag in zip(tensors, wanted, strict=True) if flag)

@@ -1,0 +1,93 @@
+"""One step of a program: micro-steps go through the stages as the schedule says, and the loss is told to all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourfold.backends.aside import Aside
+from fourfold.backends.batching import Portion
+from fourfold.backends.engine import Engine, Micro
+from fourfold.backends.pipeline import Executor
+from fourfold.backends.random import seeded
+from fourfold.backends.sharding import Sharding
+from fourfold.backends.tied import Tied
+from fourfold.ir.schedule import Schedule
+
+
+@dataclass
+class Step:
+    """What the executor of a schedule asks of this rank, for one global batch.
+
+    portions: this rank's micro-steps; scale: what each loss is multiplied by; place: numbers that tell this step's
+    random draws from all others'.
+    """
+
+    engine: Engine
+    sharding: Sharding
+    tied: Tied
+    aside: Aside
+    portions: Sequence[Portion]
+    scale: float
+    place: tuple[int, ...]
+    training: bool
+    losses: int = 0
+    micros: dict[int, Micro] = field(default_factory=dict)
+
+    def run(self, schedule: Schedule) -> float:
+        """The sum of all losses on all ranks that the last stage lies on, known to every rank."""
+        ranks = self.engine.ranks
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        joined: list[Tensor] = []
+
+        def seen(part: Tensor) -> None:
+            total.add_(part)
+            self.losses += 1
+            # The loss is known before the last backward, and reading it must not wait for that.
+            if self.losses == len(self.portions):
+                joined.append(self.aside.sum(total))
+
+        Executor(schedule, ranks.stage_rank, ranks.wire, self, self.training).run(seen)
+        return self.aside.read(joined[0] if joined else self.aside.sum(total))
+
+    def forward(self, stage: int, micro_step: int, received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One stage of one micro-step."""
+        root: Any = self.sharding.root
+        with self._drawing(stage, micro_step):
+            micro = self._micro(micro_step)
+            return self.engine.run(root, stage, micro, received, scale=self.scale, training=self.training)
+
+    def expected(self, stage: int, micro_step: int) -> tuple[Tensor, ...]:
+        """Empty tensors for what the stage takes."""
+        return self.engine.expected(stage, self._micro(micro_step).tokens)
+
+    def crosses(self, stage: int) -> tuple[bool, ...]:
+        """Of each value a stage gives to the next: whether a gradient comes back for it."""
+        return self.engine.crosses(stage)
+
+    def about_to(self, stage: int, *, last: bool, final: bool) -> None:
+        """Before a backward: whether it reduces gradients and shards parameters again."""
+        self.sharding.about_to(stage, last=last, final=final)
+
+    def reduce_tied(self, stage: int) -> None:
+        """Adds the gradients of parameters that other stages hold, too."""
+        self.tied.reduce(stage)
+
+    def _micro(self, micro_step: int) -> Micro:
+        if micro_step not in self.micros:
+            portion, plan = self.portions[micro_step], self.engine.plan
+            packed = portion.packed(bucket=plan.bucket, device=self.engine.ranks.device)
+            self.micros[micro_step] = self.engine.micro(packed, portion.shards)
+        return self.micros[micro_step]
+
+    def _drawing(self, stage: int, micro_step: int) -> AbstractContextManager[object]:
+        """Where dropout draws numbers of its own on every rank, the same when the step is run again after a load."""
+        if not self.engine.draws or not self.training:
+            return nullcontext()
+        ranks = self.engine.ranks
+        return seeded(ranks.device, *self.place, stage, micro_step, ranks.rank)

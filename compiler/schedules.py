@@ -1,0 +1,37 @@
+"""The schedule a plan's program asks for, step by step: made by the passes, executed by the backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fourfold.ir.plan import Plan
+from fourfold.ir.schedule import Action, Schedule, in_turn
+from fourfold.passes.schedule import KINDS
+from fourfold.passes.schedule.sends import with_sends
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The schedules of one plan: `(micro_steps) -> Schedule`, ready to be executed."""
+
+    kind: str
+    ranks: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Scheduled:
+        """What the plan names."""
+        return cls(plan.schedule, plan.mesh.pp)
+
+    def __call__(self, micro_steps: int) -> Schedule:
+        """For a step of so many micro-steps."""
+        return _schedule(self.kind, self.ranks, micro_steps)
+
+
+@lru_cache(maxsize=64)
+def _schedule(kind: str, ranks: int, micro_steps: int) -> Schedule:
+    if ranks == 1:
+        return in_turn(micro_steps)
+    made = with_sends(KINDS[kind](ranks, micro_steps))
+    # The stages that hold a tied parameter are known to the program: it reduces where it holds one.
+    return Schedule.of([(*line, Action(rank, "REDUCE_TIED")) for rank, line in enumerate(made.lines)])

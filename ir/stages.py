@@ -1,0 +1,71 @@
+"""A graph in stages: consecutive calls, and the values that cross from each stage to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fourfold.ir.graph import Call, Graph, Source, Tensor
+from fourfold.ir.plan import Layout, Plan
+from fourfold.ir.rule import State
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Calls [first, stop) of a graph. `takes` are values of earlier calls that it or a later stage reads, `gives` those
+    that cross to the next stage: made here, or passed on. The last stage gives the loss."""
+
+    number: int
+    first: int
+    stop: int
+    takes: tuple[Source, ...]
+    gives: tuple[Source, ...]
+
+    @property
+    def calls(self) -> range:
+        """The calls of this stage."""
+        return range(self.first, self.stop)
+
+
+def stages(graph: Graph, bounds: Sequence[int]) -> tuple[Stage, ...]:
+    """One stage more than `bounds`, the calls at which a stage after the first begins."""
+    cuts = (0, *bounds, len(graph.calls))
+    crossing = [_crossing(graph, at) for at in cuts[:-1]]
+    last = Source(len(graph.calls) - 1, 0)
+    gives = (*crossing[1:], (last,))
+    return tuple(Stage(k, cuts[k], cuts[k + 1], crossing[k], gives[k]) for k in range(len(cuts) - 1))
+
+
+def part(graph: Graph, calls: Sequence[Call]) -> Graph:
+    """The graph of some of its calls alone: what one rank owns. Sources still count all calls."""
+    return replace(graph, calls=tuple(calls))
+
+
+def value_of(graph: Graph, source: Source) -> Tensor:
+    """Shape and dtype of what a call makes."""
+    block = graph.blocks[graph.calls[source.call].block]
+    return block.value(block.outputs[source.output])
+
+
+def state_of(plan: Plan, graph: Graph, source: Source) -> State:
+    """How a value lies on the tensor axis between calls."""
+    block = graph.blocks[graph.calls[source.call].block]
+    layout = plan.layouts.get(block.name, Layout())
+    return State.parse(layout.states.get(block.outputs[source.output], "R"))
+
+
+def shared_parameters(graph: Graph, found: Sequence[Stage]) -> dict[str, tuple[int, ...]]:
+    """Parameters that calls of several stages read, by name, with those stages: each holds a copy."""
+    where: dict[str, dict[int, None]] = {}
+    for stage in found:
+        for index in stage.calls:
+            call = graph.calls[index]
+            for name in graph.blocks[call.block].parameters:
+                where.setdefault(call.fqn(name), {})[stage.number] = None
+    return {name: tuple(numbers) for name, numbers in where.items() if len(numbers) > 1}
+
+
+def _crossing(graph: Graph, at: int) -> tuple[Source, ...]:
+    """Values made before call `at` that it or a later one reads, in order of making."""
+    read = {s for call in graph.calls[at:] for s in call.sources if 0 <= s.call < at}
+    return tuple(sorted(read, key=lambda s: (s.call, s.output)))
