@@ -160,9 +160,7 @@ class Program:
         quantised or not of this model, before any is read; UsageError without the extra `hf`.
         """
         with together():
-            kept = pretrained.fill(
-                Path(folder), self.root, self.graph, self.model, cuts=self._cuts(), ranks=self.ranks
-            )
+            kept = pretrained.fill(Path(folder), self.root, self.graph, self.model, cuts=self._cuts(), ranks=self.ranks)
         same(weights.checksums(kept), "what no initialiser writes must be built alike on every rank")
         self.filled = True
 
