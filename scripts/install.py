@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU_BUILDS = ("torch==2.13.0+cpu", "torch==2.12.1+cpu", "torch==2.12.0+cpu", "torch==2.11.0+cpu")
 NOT_SEEN = ("No matching distribution found", "Could not find a version that satisfies")
 GPU_TOOLS = (("nvidia-smi", "-L"), ("rocm-smi", "--showid"))
+# The tools of development, and transformers: it asks for no torch of its own, so the one that is there stays.
+EXTRAS = "dev,hf"
 PIP_INSTALL = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check")
 START = time.monotonic()
 
@@ -121,7 +123,7 @@ def main(folder: Path) -> None:
         constraints = Path(scratch) / "constraints.txt"
         constraints.write_text(f"torch=={version}\n", encoding="utf-8")
         say(f"install fourfold with its development tools beside torch {version}")
-        pip(python, "--constraint", constraints, "--editable", f"{ROOT}[dev]")
+        pip(python, "--constraint", constraints, "--editable", f"{ROOT}[{EXTRAS}]")
     say(f"ready: {python}")
 
 

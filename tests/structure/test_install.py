@@ -98,3 +98,12 @@ def test_a_full_disk_does_not_lead_to_a_cuda_build(script: dict[str, Any], on_li
 def test_the_range_is_half_open(script: dict[str, Any], version: str, fits: bool) -> None:
     assert script["torch_range"]() == RANGE
     assert script["fits"](version, RANGE) is fits
+
+
+def test_the_tools_and_transformers_come_last(script: dict[str, Any], interpreter: Any, tmp_path: Path) -> None:
+    python = interpreter(torch="2.13.0+cpu", pip_sees="*")
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(python)
+    script["main"](tmp_path / "venv")
+    assert asked(python)[-1] == f"{script['ROOT']}[dev,hf]"
+    assert not any(wanted.startswith("torch") for wanted in asked(python))
