@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fourfold.ir.schedule import COMPUTE, RECEIVES, Action, Schedule
+from fourfold.ir.schedule import COMPUTE, RECEIVES, STAGEWISE, Action, Schedule
 
 Queue = Literal["pair", "rank"]
 """What goes in order at both ends: the messages of a pair of ranks, or all those of a rank."""
@@ -71,15 +71,19 @@ class _Builder:
     ranks: list[int] = field(default_factory=list)
     after: list[list[int]] = field(default_factory=list)
     numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    wholes: dict[tuple[int, int], int] = field(default_factory=dict)
     tied: dict[int, int] = field(default_factory=dict)
 
     def number(self, rank: int, line: Sequence[Action]) -> None:
         """Gives every node of a line its number. I is found as B: it brings the gradient."""
-        for action in line:
+        for place, action in enumerate(line):
             if action.kind in RECEIVES or action.kind == "RESHARD":
                 continue
-            kind = "B" if action.kind == "I" else action.kind
-            self.numbers[kind, action.stage, action.micro_step] = len(self.actions)
+            if action.kind in STAGEWISE:
+                self.wholes[rank, place] = len(self.actions)
+            else:
+                kind = "B" if action.kind == "I" else action.kind
+                self.numbers[kind, action.stage, action.micro_step] = len(self.actions)
             self.actions.append(action)
             self.ranks.append(rank)
             self.after.append([])
@@ -87,36 +91,38 @@ class _Builder:
     def walk(self, rank: int, line: Sequence[Action]) -> None:
         """Adds what the nodes of a line wait for, and what messages to it wait for at this end."""
         last: int | None = None
-        queued: dict[int, int] = {}
         pool: int | None = None
+        queued: dict[int, int] = {}
         gathered: dict[int, int] = {}
-        for action in line:
-            node = self._node(action)
-            if node is None:
+        for place, action in enumerate(line):
+            if action.kind == "RESHARD":
                 continue
-            needs = [last]
             if action.kind in COMPUTE:
-                needs += [*self._inputs(action), gathered.pop(action.stage, None)]
+                node = self._number(action)
+                self._add(node, last, gathered.pop(action.stage, None), *self._inputs(action))
                 last = node
             elif action.peer is not None:
+                node = self._number(action)
                 other = self.schedule.owner[action.peer] if self.queue == "pair" else rank
-                needs.append(queued.get(other))
+                self._add(node, last, queued.get(other))
                 queued[other] = node
-            elif action.kind == "REDUCE_TIED":
-                needs.append(pool)
-                if last is not None:
-                    self.tied[node] = last
             else:
-                needs.append(pool)
+                node = self.wholes[rank, place]
+                self._add(node, last, pool)
                 pool = node
                 if action.kind == "UNSHARD":
                     gathered[action.stage] = node
-            known = self.after[node]
-            known += [need for need in dict.fromkeys(needs) if need is not None and need not in known]
+                elif action.kind == "REDUCE_TIED" and last is not None:
+                    self.tied[node] = last
 
-    def _node(self, action: Action) -> int | None:
-        if action.kind == "RESHARD":
-            return None
+    def _add(self, node: int, *needs: int | None) -> None:
+        known = self.after[node]
+        for need in needs:
+            if need is not None and need not in known:
+                known.append(need)
+
+    def _number(self, action: Action) -> int:
+        """The node of a compute or a message."""
         if action.kind in RECEIVES:
             assert action.peer is not None
             return self.numbers["SEND" + action.kind[4:], action.peer, action.micro_step]

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from fourfold.ir.schedule import Schedule, ScheduleError
 from fourfold.ir.schedule_checks import check
 from fourfold.passes.schedule import KINDS
+from fourfold.passes.schedule.interleaved import interleaved
+from fourfold.passes.schedule.one_f_one_b import one_f_one_b
 from fourfold.passes.schedule.sends import with_sends
 from fourfold.passes.schedule.timing import in_flight, timed
+from fourfold.passes.schedule.zero_bubble import zero_bubble
 
 RANKS = range(1, 9)
 STEPS = range(1, 17)
@@ -33,6 +36,36 @@ def test_the_bubble_is_the_closed_form(kind: str) -> None:
             found = timed(KINDS[kind](p, m), EQUAL)
             assert found.bubble == pytest.approx((p - 1) / (m + p - 1), abs=1e-12), (p, m)
             assert found.makespan == pytest.approx(3 * (m + p - 1))
+
+
+def test_the_interleaved_bubble_is_the_closed_form_divided_by_the_stages_of_a_rank() -> None:
+    """Over the work. With fewer micro-steps than ranks, each round trip after the first waits for p - m more."""
+    for p in RANKS:
+        for m in STEPS:
+            for v in range(1, 5):
+                found = timed(interleaved(p, m, v), EQUAL)
+                short = (v - 1) * max(0, p - m)
+                assert found.bubbles[0] / found.busy[0] == pytest.approx((p - 1 + short) / (v * m), abs=1e-12), (
+                    p,
+                    m,
+                    v,
+                )
+
+
+@pytest.mark.parametrize("times", [(1.0, 1.0, 1.0), (1.0, 1.2, 0.8), (1.0, 1.3, 0.6)])
+def test_the_zero_bubble_is_what_is_left_of_the_backward(times: tuple[float, float, float]) -> None:
+    forward, inputs, weights = times
+    for p in RANKS:
+        for m in range(p, 17):
+            found = timed(zero_bubble(p, m), lasts(*times))
+            assert found.bubbles[0] == pytest.approx((p - 1) * (forward + inputs - weights), abs=1e-9), (p, m)
+
+
+@given(st.integers(2, 8), st.integers(1, 24), *[st.floats(0.1, 3.0)] * 3)
+def test_zero_bubble_is_faster_than_1f1b_and_holds_no_more(p: int, m: int, f: float, i: float, w: float) -> None:
+    split, whole = timed(zero_bubble(p, m), lasts(f, i, w)), timed(one_f_one_b(p, m), lasts(f, i, w))
+    assert split.makespan < whole.makespan
+    assert max(split.in_flight) == max(whole.in_flight) == min(p, m)
 
 
 def test_what_is_in_flight() -> None:
