@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fourfold.ir.schedule import COMPUTE, RECEIVES, STAGEWISE, Action, Schedule
+from fourfold.ir.schedule import COMPUTE, SENDS, Action, Schedule
 
 Queue = Literal["pair", "rank"]
 """What goes in order at both ends: the messages of a pair of ranks, or all those of a rank."""
+CODES = {"F": 0, "B": 1, "I": 1, "W": 2, "SEND_F": 3, "RECV_F": 3, "SEND_B": 4, "RECV_B": 4}
+"""What is one node has one code: I brings the gradient as B does, a message is its SEND."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def waits(schedule: Schedule, *, queue: Queue = "pair") -> Waits:
         build.walk(rank, line)
     for node in build.tied:
         build.after[node] += [last for last in build.tied.values() if last not in build.after[node]]
-    return Waits(tuple(build.actions), tuple(build.ranks), tuple(tuple(needed) for needed in build.after))
+    return Waits(tuple(build.actions), tuple(build.ranks), tuple(map(tuple, build.after)))
 
 
 @dataclass(slots=True)
@@ -70,23 +72,18 @@ class _Builder:
     actions: list[Action] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     after: list[list[int]] = field(default_factory=list)
-    numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
-    wholes: dict[tuple[int, int], int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
     tied: dict[int, int] = field(default_factory=dict)
 
+    def key(self, code: int, stage: int, step: int) -> int:
+        """A number for (code, stage, micro-step): these graphs are large, and tuples hash slowly."""
+        return (code * self.schedule.stages + stage) * self.schedule.micro_steps + step
+
     def number(self, rank: int, line: Sequence[Action]) -> None:
-        """Gives every node of a line its number. I is found as B: it brings the gradient."""
-        for place, action in enumerate(line):
-            if action.kind in RECEIVES or action.kind == "RESHARD":
-                continue
-            if action.kind in STAGEWISE:
-                self.wholes[rank, place] = len(self.actions)
-            else:
-                kind = "B" if action.kind == "I" else action.kind
-                self.numbers[kind, action.stage, action.micro_step] = len(self.actions)
-            self.actions.append(action)
-            self.ranks.append(rank)
-            self.after.append([])
+        """Gives every compute and message that a line begins its node."""
+        for action in line:
+            if action.kind in COMPUTE or action.kind in SENDS:
+                self.numbers[self.key(CODES[action.kind], action.stage, action.micro_step)] = self._node(action, rank)
 
     def walk(self, rank: int, line: Sequence[Action]) -> None:
         """Adds what the nodes of a line wait for, and what messages to it wait for at this end."""
@@ -94,20 +91,19 @@ class _Builder:
         pool: int | None = None
         queued: dict[int, int] = {}
         gathered: dict[int, int] = {}
-        for place, action in enumerate(line):
-            if action.kind == "RESHARD":
-                continue
+        for action in line:
             if action.kind in COMPUTE:
-                node = self._number(action)
+                node = self.numbers[self.key(CODES[action.kind], action.stage, action.micro_step)]
                 self._add(node, last, gathered.pop(action.stage, None), *self._inputs(action))
                 last = node
             elif action.peer is not None:
-                node = self._number(action)
+                stage = action.stage if action.kind in SENDS else action.peer
+                node = self.numbers[self.key(CODES[action.kind], stage, action.micro_step)]
                 other = self.schedule.owner[action.peer] if self.queue == "pair" else rank
                 self._add(node, last, queued.get(other))
                 queued[other] = node
-            else:
-                node = self.wholes[rank, place]
+            elif action.kind != "RESHARD":
+                node = self._node(action, rank)
                 self._add(node, last, pool)
                 pool = node
                 if action.kind == "UNSHARD":
@@ -115,30 +111,29 @@ class _Builder:
                 elif action.kind == "REDUCE_TIED" and last is not None:
                     self.tied[node] = last
 
+    def _node(self, action: Action, rank: int) -> int:
+        self.actions.append(action)
+        self.ranks.append(rank)
+        self.after.append([])
+        return len(self.actions) - 1
+
     def _add(self, node: int, *needs: int | None) -> None:
         known = self.after[node]
         for need in needs:
             if need is not None and need not in known:
                 known.append(need)
 
-    def _number(self, action: Action) -> int:
-        """The node of a compute or a message."""
-        if action.kind in RECEIVES:
-            assert action.peer is not None
-            return self.numbers["SEND" + action.kind[4:], action.peer, action.micro_step]
-        kind = "B" if action.kind == "I" else action.kind
-        return self.numbers[kind, action.stage, action.micro_step]
-
     def _inputs(self, action: Action) -> list[int]:
         """The computes or messages that bring what a compute reads."""
         stage, step = action.stage, action.micro_step
         if action.kind == "W":
-            return [self.numbers["B", stage, step]]
+            return [self.numbers[self.key(CODES["B"], stage, step)]]
         if action.kind == "F":
             return [self._from("F", stage - 1, step)] if stage > 0 else []
-        own = self.numbers["F", stage, step]
+        own = self.numbers[self.key(CODES["F"], stage, step)]
         return [own, self._from("B", stage + 1, step)] if stage + 1 < self.schedule.stages else [own]
 
-    def _from(self, kind: str, stage: int, step: int) -> int:
-        message = self.numbers.get((f"SEND_{kind}", stage, step))
-        return self.numbers[kind, stage, step] if message is None else message
+    def _from(self, kind: Literal["F", "B"], stage: int, step: int) -> int:
+        code = CODES["SEND_F"] if kind == "F" else CODES["SEND_B"]
+        message = self.numbers.get(self.key(code, stage, step))
+        return self.numbers[self.key(CODES[kind], stage, step)] if message is None else message

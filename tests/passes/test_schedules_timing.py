@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fourfold.costmodel.timeline import simulate
 from fourfold.hardware.machine import Overlap
 from fourfold.ir.schedule import Schedule
+from fourfold.ir.schedule_waits import Queue
 from fourfold.passes.schedule import KINDS
 from fourfold.passes.schedule.one_f_one_b import one_f_one_b
 from fourfold.passes.schedule.sends import with_sends
@@ -39,7 +40,7 @@ def test_the_recurrence_equals_the_timeline(
     schedule = KINDS[kind](*size)
     if messages != "no sends":
         schedule = with_sends(schedule)
-    queue = "rank" if messages == "rank" else "pair"
+    queue: Queue = "rank" if messages == "rank" else "pair"
     found = timed(schedule, uneven(seed), send=send, queue=queue)
     line = simulate(tasks(schedule, uneven(seed), send=send, queue=queue), overlap=Overlap())
     count = len(found.start)
