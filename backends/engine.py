@@ -28,7 +28,7 @@ from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
 from fourfold.ir.sequence import METHODS
 from fourfold.ir.sequence.tokens import Shard
-from fourfold.ir.stages import Stage, part, stages, state_of, value_of
+from fourfold.ir.stages import Stage, calls_of, part, stages, state_of, value_of
 
 CHUNK = 2048
 """Tokens whose logits exist at once."""
@@ -63,8 +63,8 @@ class Engine:
         }
         self.stored = self._stored()
         self.stages = stages(graph, plan.bounds)
-        self.calls = tuple(i for s in self.stages if s.number % plan.mesh.pp == ranks.stage_rank for i in s.calls)
-        self.own = part(graph, [graph.calls[i] for i in self.calls])
+        self.calls = calls_of(graph, plan, ranks.stage_rank)
+        self.own = part(graph, self.calls)
         self.slots: dict[int, dict[str, skeleton.Slot]] = {}
         self.units: dict[int, tuple[skeleton.Container, ...]] = {}
 

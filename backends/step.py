@@ -48,8 +48,9 @@ class Step:
         def seen(part: Tensor) -> None:
             total.add_(part)
             self.losses += 1
-            # The loss is known before the last backward, and reading it must not wait for that.
-            if self.losses == len(self.portions):
+            # The loss is known before the last backward, and reading it must not wait for that; but where there are
+            # stages, the others first wait for its gradient.
+            if self.losses == len(self.portions) and schedule.ranks == 1:
                 joined.append(self.aside.sum(total))
 
         Executor(schedule, ranks.stage_rank, ranks.wire, self, self.training).run(seen)

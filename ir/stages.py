@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fourfold.ir.graph import Call, Graph, Source, Tensor
+from fourfold.ir.graph import Graph, Source, Tensor
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
 
@@ -36,9 +36,14 @@ def stages(graph: Graph, bounds: Sequence[int]) -> tuple[Stage, ...]:
     return tuple(Stage(k, cuts[k], cuts[k + 1], crossing[k], gives[k]) for k in range(len(cuts) - 1))
 
 
-def part(graph: Graph, calls: Sequence[Call]) -> Graph:
+def calls_of(graph: Graph, plan: Plan, place: int) -> tuple[int, ...]:
+    """The calls of one rank of a line of stages: stages go round the ranks."""
+    return tuple(i for s in stages(graph, plan.bounds) if s.number % plan.mesh.pp == place for i in s.calls)
+
+
+def part(graph: Graph, calls: Sequence[int]) -> Graph:
     """The graph of some of its calls alone: what one rank owns. Sources still count all calls."""
-    return replace(graph, calls=tuple(calls))
+    return replace(graph, calls=tuple(graph.calls[i] for i in calls))
 
 
 def value_of(graph: Graph, source: Source) -> Tensor:

@@ -16,6 +16,7 @@ from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Graph, Tensor
 from fourfold.ir.plan import SIZES, Layout, Plan
 from fourfold.ir.rule import State
+from fourfold.ir.stages import calls_of, part
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,14 @@ def stored(graph: Graph, blocks: Mapping[str, Lowered]) -> dict[str, State]:
     return {call.fqn(name): state for call in graph.calls for name, state in blocks[call.block].stored.items()}
 
 
+def own_of(graph: Graph, plan: Plan, rank: int) -> Graph:
+    """The calls of a rank's stages."""
+    return part(graph, calls_of(graph, plan, rank // (plan.mesh.ranks // plan.mesh.pp)))
+
+
 def expected_bytes(graph: Graph, plan: Plan, states: Mapping[str, State], rank: int) -> Bytes:
-    """What `rank` holds: each parameter cut along tp, then (ZeRO 1 to 3) the rows of its place in the pool."""
-    at, size = (rank // plan.mesh.tp, plan.mesh.pool) if plan.zero else (0, 1)
+    """What `rank` holds of `graph`: each parameter cut along tp, then (ZeRO 1 to 3) rows by its place in the pool."""
+    at, size = (rank // plan.mesh.tp % plan.mesh.pool, plan.mesh.pool) if plan.zero else (0, 1)
     whole = {name: _rows_held(value, states[name], plan.mesh.tp, at, size) for name, value in graph.parameters()}
     trained = sum(whole[name] for name, value in graph.parameters() if value.grad)
     return Bytes(sum(whole.values()), trained, 2 * trained)
@@ -84,9 +90,10 @@ def cut_share(graph: Graph, states: Mapping[str, State], tp: int) -> float:
 
 
 def expected_collectives(
-    graph: Graph, plan: Plan, blocks: Mapping[str, Lowered], tokens: tuple[int, ...]
+    graph: Graph, plan: Plan, blocks: Mapping[str, Lowered], tokens: tuple[int, ...], *, place: int = 0
 ) -> dict[str, int]:
     """Collectives of one step on the tensor axis: `tokens` are those of the micro-steps of one rank, with padding.
+    `place` is that of its stage.
 
     A recomputed call runs its forward again in backward, all of it (the step is counted with torch's early stop off).
     A parameter whose gradient is partial sums over the axis is summed once for each reduction over the pool.
@@ -94,13 +101,15 @@ def expected_collectives(
     if plan.mesh.tp == 1:
         return {}
     found: Counter[str] = Counter()
+    own = calls_of(graph, plan, place)
     for micro in tokens:
-        for i, call in enumerate(graph.calls):
+        for i in own:
+            call = graph.calls[i]
             moves = moves_of(blocks[call.block], micro)
             again = bool(plan.recompute) and plan.recompute[i] != "none" and _replayed(blocks[call.block])
             found += moves.forward + (moves.forward if again else Counter()) + moves.backward
     reductions = len(tokens) if plan.zero >= 2 else 1
-    partial = {call.fqn(name) for call in graph.calls for name in blocks[call.block].partial}
+    partial = {graph.calls[i].fqn(name) for i in own for name in blocks[graph.calls[i].block].partial}
     found["all_reduce"] += reductions * len(partial)
     return {kind: n for kind, n in sorted(found.items()) if n}
 

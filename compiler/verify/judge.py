@@ -12,6 +12,7 @@ from fourfold.compiler.verify.expect import (
     expected_collectives,
     expected_reductions,
     lowered,
+    own_of,
     stored,
 )
 from fourfold.compiler.verify.plain import Passed
@@ -29,7 +30,7 @@ def judged(job: Job, passed: Passed, found: Sequence[Found], dtype: str) -> tupl
     """All checks, in the order the report shows them."""
     limit = TOLERANCES[dtype]
     return (
-        *(check for kind in found[0].tensors for check in _tensors(kind, [f.tensors[kind] for f in found], limit)),
+        *(check for kind in found[0].tensors for check in _tensors(job, kind, [f.tensors[kind] for f in found], limit)),
         *_course(passed, [f.passed for f in found], limit),
         *_bytes(job, found),
         *_traffic(job, found),
@@ -37,15 +38,19 @@ def judged(job: Job, passed: Passed, found: Sequence[Found], dtype: str) -> tupl
     )
 
 
-def _tensors(kind: str, seen: Sequence[Mapping[str, Seen]], limit: float) -> Iterator[Check]:
-    """||x - x0|| / max(||x0||, FLOOR of the largest ||x0||) of each tensor."""
-    largest = max((math.sqrt(s.size) for s in seen[0].values()), default=0.0)
-    for name in seen[0]:
+def _tensors(job: Job, kind: str, seen: Sequence[Mapping[str, Seen]], limit: float) -> Iterator[Check]:
+    """||x - x0|| / max(||x0||, FLOOR of the largest ||x0||) of each tensor, on the stages that hold it."""
+    sizes = {name: math.sqrt(s.size) for rank in seen for name, s in rank.items()}
+    largest = max(sizes.values(), default=0.0)
+    inside = len(seen) // job.plan.mesh.pp
+    for name in sizes:
         squares: dict[tuple[int, ...], float] = {}
-        for rank in seen:
-            here = rank[name]
-            squares[here.place.replica] = squares.get(here.place.replica, 0.0) + here.error
-        size = max(math.sqrt(seen[0][name].size), FLOOR * largest)
+        for number, rank in enumerate(seen):
+            if name not in rank:
+                continue
+            key = (number // inside, *rank[name].place.replica)
+            squares[key] = squares.get(key, 0.0) + rank[name].error
+        size = max(sizes[name], FLOOR * largest)
         errors = [math.sqrt(square) / size if size else square for square in squares.values()]
         yield Check(kind, name, math.inf if any(map(math.isnan, errors)) else max(errors), limit)
 
@@ -69,7 +74,7 @@ def _bytes(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     states = stored(job.graph, lowered(job.plan, job.graph))
     rows = []
     for rank, one in enumerate(found):
-        want = expected_bytes(job.graph, job.plan, states, rank)
+        want = expected_bytes(own_of(job.graph, job.plan, rank), job.plan, states, rank)
         if not job.course.steps:
             want = Bytes(want.parameters, want.gradients, 0)
         rows.append((_held(want), _held(one.held)))
@@ -88,11 +93,16 @@ def _traffic(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     blocks = lowered(job.plan, job.graph)
     states = stored(job.graph, blocks)
     micro = [job.padded_tokens(rank) for rank in range(len(found))]
+    own = [own_of(job.graph, job.plan, rank) for rank in range(len(found))]
     if job.plan.mesh.tp > 1:
-        want = [expected_collectives(job.graph, job.plan, blocks, tokens) for tokens in micro]
+        want = [
+            expected_collectives(job.graph, job.plan, blocks, tokens, place=rank // (len(found) // job.plan.mesh.pp))
+            for rank, tokens in enumerate(micro)
+        ]
         yield from _exact("collectives", "over tp, ", list(zip(want, (f.traffic for f in found), strict=True)))
     if job.plan.mesh.pool > 1:
-        want = [expected_reductions(job.graph, job.plan, states, len(tokens)) for tokens in micro]
+        pairs = zip(own, micro, strict=True)
+        want = [expected_reductions(graph, job.plan, states, len(tokens)) for graph, tokens in pairs]
         yield from _exact("collectives", "of gradients, ", list(zip(want, (f.reductions for f in found), strict=True)))
 
 

@@ -101,19 +101,23 @@ class _Eye:
             self.state = sum(_bytes(v) for v in values)
 
     def _covered(self) -> None:
-        """Every gradient of the plain module has its tensor here, or parts that make up all of it."""
+        """Every gradient of the plain module that this stage has a share in: its tensor, or parts that make it up."""
         held: dict[str, int] = {}
         for name, parameter in self.program.named_parameters():
-            part = self.graph.parts.get(name)
-            whole = part.of if part else name
+            whole = self._whole(name)
             held[whole] = held.get(whole, 0) + parameter.numel()
+        own = {self._whole(name) for name, _ in self.program.engine.own.parameters()}
         for name, gradient in self.kept["gradient"].items():
-            if held.get(name) != gradient.numel():
+            if name in own and held.get(name) != gradient.numel():
                 self.wrong.append(f"{name} has {gradient.numel()} elements and the program {held.get(name, 0)} of them")
+
+    def _whole(self, name: str) -> str:
+        part = self.graph.parts.get(name)
+        return part.of if part else name
 
     def _seen(self, name: str, parameter: Tensor, value: Tensor, kept: Mapping[str, Tensor]) -> Seen:
         part = self.graph.parts.get(name)
-        whole = kept.get(part.of if part else name)
+        whole = kept.get(self._whole(name))
         with torch.no_grad():
             mine = local(value.detach())
             if whole is None:

@@ -1,0 +1,55 @@
+"""Plans in pipeline stages equal the plain module: schedules, ZeRO stages, tied weights, with every other axis beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import planned
+import pytest
+from torch import nn
+
+from fourfold.compiler.verify import Report, verify
+from fourfold.ir.mesh import Mesh
+from fourfold.ir.plan import Sharing
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {"llama": planned.llama, "gpt": planned.gpt}
+MESHES = {
+    "pp2": Mesh(pp=2),
+    "pp3": Mesh(pp=3),
+    "dp2xpp2": Mesh(dp=2, pp=2),
+    "pp2xtp2": Mesh(pp=2, tp=2),
+    "pp2xsp2": Mesh(pp=2, sp=2),
+}
+CHOSEN = (
+    "llama pp2 1f1b 2 0 none 3 float64",
+    "gpt pp2 gpipe 1 1 full 2 float64",
+    "gpt pp3 1f1b 1,2 1 none 4 float32",
+    "llama dp2xpp2 1f1b 1 1 regions 3 float64",
+    "gpt dp2xpp2 gpipe 2 3 none 2 float32",
+    "llama pp2xtp2 1f1b 2 0 none 2 float32",
+    "gpt pp2xsp2 1f1b 2 1 regions 2 float32",
+)
+"""Family, mesh, schedule, bounds, ZeRO, recompute, micro-steps, dtype."""
+
+
+def verified(case: str, **options: Any) -> Report:
+    family, mesh, schedule, bounds, zero, recompute, micro_steps, dtype = case.split()
+    model = FAMILIES[family]()
+    plan = planned.plan_for(
+        model,
+        MESHES[mesh],
+        zero=int(zero),
+        recompute=recompute,
+        micro_steps=int(micro_steps),
+        schedule=schedule,
+        bounds=tuple(map(int, bounds.split(","))),
+        sharing=Sharing("ring", "zigzag"),
+    )
+    return verify(model, plan, dtype=dtype, **options)
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_a_plan_equals_the_plain_module(case: str) -> None:
+    report = verified(case, steps=1)
+    assert report.passed, str(report)
