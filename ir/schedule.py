@@ -86,15 +86,16 @@ class Schedule:
     def parse(cls, text: str) -> Schedule:
         """The schedule that prints as `text`; empty lines are skipped. Raises ScheduleError naming line and word."""
         rows = [(number, row.split()) for number, row in enumerate(text.splitlines(), start=1) if row.strip()]
-        lines = tuple(tuple(_action(word, number) for word in words) for number, words in rows)
-        if not lines:
-            raise ScheduleError("the text of a schedule has one line a rank; there is none")
-        return cls.of(lines)
+        return cls.of([[_action(word, number) for word in words] for number, words in rows])
 
     @classmethod
     def of(cls, lines: Sequence[Iterable[Action]]) -> Schedule:
-        """The schedule of these lines; the rest is read off them. Raises ScheduleError if a stage has no one rank."""
+        """The schedule of these lines; the rest is read off them. Raises ScheduleError where it cannot."""
         fixed = tuple(tuple(line) for line in lines)
+        if not all(fixed) or not fixed:
+            raise ScheduleError(
+                "a schedule has one line a rank and something on each: at least 1 rank and 1 micro-step"
+            )
         home: dict[int, int] = {}
         for rank, line in enumerate(fixed):
             for action in line:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 from fourfold.ir.schedule import Schedule
 from fourfold.passes.schedule.gpipe import gpipe
 from fourfold.passes.schedule.interleaved import interleaved
 from fourfold.passes.schedule.one_f_one_b import one_f_one_b
+from fourfold.passes.schedule.sends import with_sends
 from fourfold.passes.schedule.zero_bubble import zero_bubble
 
 KINDS: Mapping[str, Callable[..., Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
-    "interleaved": interleaved,
+    "interleaved-2": partial(interleaved, virtual=2),
+    "interleaved-4": partial(interleaved, virtual=4),
     "zero_bubble": zero_bubble,
 }
+
+
+@lru_cache(maxsize=256)
+def scheduled(kind: str, ranks: int, micro_steps: int) -> Schedule:
+    """A schedule by name, with its messages."""
+    return with_sends(KINDS[kind](ranks, micro_steps))

@@ -23,7 +23,7 @@ def interleaved(ranks: int, micro_steps: int, virtual: int = 2) -> Schedule:
 
 def _rounds(ranks: int, micro_steps: int) -> tuple[range, ...]:
     """The micro-steps of each round."""
-    count = max(1, micro_steps // ranks)
+    count = max(1, micro_steps // max(1, ranks))
     size, longer = divmod(micro_steps, count)
     ends = list(accumulate(size + (number < longer) for number in range(count)))
     return tuple(range(start, stop) for start, stop in zip([0, *ends], ends, strict=False))

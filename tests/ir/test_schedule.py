@@ -50,7 +50,7 @@ def test_a_text_is_a_schedule() -> None:
         ("0F0\n\n1SEND_F0", "line 3: '1SEND_F0' is no action"),
         ("0F0\n1F0 0B0", "line 2: 0B0 lies on rank 1, but stage 0 is on rank 0"),
         ("0F0\n2F0", "stage 1 of 3 is on no line"),
-        (" \n", "one line a rank"),
+        (" \n", "at least 1 rank and 1 micro-step"),
     ],
 )
 def test_a_text_that_is_no_schedule(text: str, said: str) -> None:

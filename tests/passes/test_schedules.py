@@ -106,6 +106,13 @@ def test_sends_are_added_once() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(("ranks", "micro_steps"), [(0, 4), (2, 0)])
+def test_something_must_be_done(kind: str, ranks: int, micro_steps: int) -> None:
+    with pytest.raises(ScheduleError, match="at least 1 rank and 1 micro-step"):
+        KINDS[kind](ranks, micro_steps)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_text(kind: str, golden: Callable[..., None]) -> None:
     schedule = KINDS[kind](3, 4)
     golden(str(schedule), part="computes")
