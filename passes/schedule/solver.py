@@ -56,8 +56,7 @@ def solved(
     model.build()
     start = zero_bubble(stages, micro_steps) if "I" in kinds else one_f_one_b(stages, micro_steps)
     begun = timed(start, durations, send=send)
-    for action, when in zip(begun.graph.actions, begun.start, strict=True):
-        model.model.add_hint(model.starts[action], round(when / model.tick))
+    model.hint(start)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = effort
@@ -105,6 +104,10 @@ class _Model:
         """Seconds of the unit of time."""
         return max(self.durations.values()) / TICKS
 
+    @property
+    def _lag(self) -> int:
+        return int(self.send / self.tick)
+
     def build(self) -> None:
         horizon = self._horizon()
         last = self.model.new_int_var(0, horizon, "makespan")
@@ -124,6 +127,12 @@ class _Model:
         """The actions of each rank in the order of their starts."""
         lines = [sorted((a for a in when if a.stage == stage), key=lambda a: when[a]) for stage in range(self.stages)]
         return Schedule.of(lines)
+
+    def hint(self, schedule: Schedule) -> None:
+        """Where the search begins: the starts of a schedule, in the model's own units so that they fit each other."""
+        known = timed(schedule, lambda s, kind, _: float(self._ticks(Action(s, kind))), send=float(self._lag))
+        for action, when in zip(known.graph.actions, known.start, strict=True):
+            self.model.add_hint(self.starts[action], round(when))
 
     def _rank(self, stage: int) -> None:
         """One action at a time, micro-steps in order, no more of them in flight than there is room for."""
@@ -146,9 +155,8 @@ class _Model:
         for first, second in zip(self.kinds, self.kinds[1:], strict=False):
             self._after(Action(stage, second, step), Action(stage, first, step), 0)
         if stage > 0:
-            lag = int(self.send / self.tick)
-            self._after(Action(stage, "F", step), Action(stage - 1, "F", step), lag)
-            self._after(Action(stage - 1, self.kinds[1], step), Action(stage, self.kinds[1], step), lag)
+            self._after(Action(stage, "F", step), Action(stage - 1, "F", step), self._lag)
+            self._after(Action(stage - 1, self.kinds[1], step), Action(stage, self.kinds[1], step), self._lag)
 
     def _after(self, action: Action, before: Action, lag: int) -> None:
         self.model.add(self.starts[action] >= self._end(before) + lag)
@@ -162,4 +170,4 @@ class _Model:
 
     def _horizon(self) -> int:
         work = sum(self._ticks(Action(s, kind)) for s in range(self.stages) for kind in self.kinds)
-        return self.micro_steps * (work + 2 * self.stages * int(self.send / self.tick))
+        return self.micro_steps * (work + 2 * self.stages * self._lag)
