@@ -16,6 +16,7 @@ from fourfold.compiler.capture.huggingface import NAME
 from fourfold.compiler.verify import verify
 from fourfold.hardware.errors import ModelError
 from fourfold.ir.mesh import Mesh
+from fourfold.ir.plan import Sharing
 
 transformers = pytest.importorskip("transformers")
 
@@ -117,9 +118,25 @@ def test_attention_by_hand_is_refused() -> None:
         capture(Own(), torch.float32, cached=False)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(2, 1), Mesh(1, 2), Mesh(2, 2)], ids=["dp2", "tp2", "dp2xtp2"])
-@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied"])
-def test_verify(name: str, mesh: Mesh) -> None:
-    model = made(name)
-    report = verify(model, planned.plan_for(model, mesh), steps=2, ranks=4)
+MESHES = {
+    "dp2": Mesh(dp=2),
+    "tp2": Mesh(tp=2),
+    "sp2": Mesh(sp=2),
+    "pp2": Mesh(pp=2),
+    "dp2xtp2": Mesh(dp=2, tp=2),
+    "dp2xpp2": Mesh(dp=2, pp=2),
+    "pp2xtp2": Mesh(pp=2, tp=2),
+    "dp2xsp2": Mesh(dp=2, sp=2),
+    "tp2xsp2": Mesh(tp=2, sp=2),
+    "pp2xsp2": Mesh(pp=2, sp=2),
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("qwen3-tied", marks=pytest.mark.slow)])
+def test_verify(name: str, mesh: str) -> None:
+    model, pp = made(name), MESHES[mesh].pp
+    stages: dict[str, Any] = {"schedule": "1f1b", "bounds": (2,), "micro_steps": 2, "zero": 1} if pp > 1 else {}
+    plan = planned.plan_for(model, MESHES[mesh], sharing=Sharing("ring", "zigzag"), **stages)
+    report = verify(model, plan, steps=2, ranks=4)
     assert report.passed, str(report)
