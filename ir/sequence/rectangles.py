@@ -82,6 +82,8 @@ def rectangles(queries: Shard, keys: Shard, softmax: Softmax) -> tuple[Rectangle
 
 def _between(q: Run, k: Run, softmax: Softmax) -> Iterator[Rectangle]:
     """What one run sees of another: at most three rectangles without a window."""
+    if k.count == 1:
+        k = Run(k.document, k.start, 1, q.step, k.at)
     if softmax.window is not None:
         yield from _banded(q, k, softmax)
     elif not softmax.causal:

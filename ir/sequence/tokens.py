@@ -145,16 +145,21 @@ def ordered(held: Shard) -> tuple[Shard, tuple[int, ...] | None]:
         rows = sorted(places[document])
         index += [place for _, place in rows]
         found += _pieces(document, [position for position, _ in rows])
-    return shard(found), tuple(index)
+    return shard(found), None if index == list(range(len(index))) else tuple(index)
 
 
 def _pieces(document: int, positions: list[int]) -> Iterator[Piece]:
-    """Sorted positions as maximal runs of step 1."""
-    start = 0
-    for i in range(1, len(positions) + 1):
-        if i == len(positions) or positions[i] != positions[i - 1] + 1:
-            yield document, positions[start], i - start, 1
-            start = i
+    """Sorted positions as maximal runs; three make a run of a step over 1."""
+    at = 0
+    while at < len(positions):
+        step = positions[at + 1] - positions[at] if at + 1 < len(positions) else 1
+        past = at + 1
+        while past < len(positions) and positions[past] - positions[past - 1] == step:
+            past += 1
+        if step > 1 and past - at < 3:
+            step, past = 1, at + 1
+        yield document, positions[at], past - at, step
+        at = past
 
 
 def _between(lengths: Sequence[int], starts: Sequence[int], low: int, high: int) -> Iterator[Piece]:
