@@ -18,8 +18,10 @@ from fourfold.passes.pins import check_pins
 from fourfold.passes.recompute import ChooseRecompute
 from fourfold.passes.repairs import infeasible
 from fourfold.passes.search import Pass, Search, Watch, unwatched
+from fourfold.passes.sharing import ShareDocuments
+from fourfold.passes.stages import CutStages
 
-PASSES: tuple[Callable[[Costs], Pass], ...] = (CutTensors, ChooseRecompute)
+PASSES: tuple[Callable[[Costs], Pass], ...] = (ShareDocuments, CutTensors, CutStages, ChooseRecompute)
 """Each turns a plan into one with one more decision; `verify` looks at it between any two."""
 
 

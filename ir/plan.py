@@ -15,6 +15,8 @@ from fourfold.ir.serial import from_plain, to_json
 from fourfold.ir.workload import Workload
 
 SCHEMA = "fourfold.plan/1"
+VIRTUAL: Mapping[str, int] = {"interleaved-2": 2, "interleaved-4": 4}
+"""Stages a rank holds, by schedule, where it is more than one."""
 RECOMPUTE = ("none", "regions", "full")
 SIZES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
@@ -128,6 +130,11 @@ class Plan:
     pins: Mapping[str, str | int] = field(default_factory=dict)
     log: tuple[Decision, ...] = ()
     schema: str = SCHEMA
+
+    @property
+    def virtual(self) -> int:
+        """Pipeline stages on each rank of the line."""
+        return VIRTUAL.get(self.schedule, 1)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON. Raises RunError when the place cannot be written."""

@@ -9,6 +9,8 @@ from fourfold.ir.conversion import convertible
 from fourfold.ir.ops import rules
 from fourfold.ir.plan import RECOMPUTE, Layout, Plan
 from fourfold.ir.rule import State, divides
+from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence.tokens import LAYOUTS
 from fourfold.ir.states import states_of
 
 Rule = Callable[[Plan], Iterator[str]]
@@ -37,7 +39,7 @@ def micro_steps_hold_the_workload(plan: Plan) -> Iterator[str]:
         yield f"buckets of {plan.bucket} tokens cannot be cut by tp={plan.mesh.tp}"
     elif plan.capacity % plan.bucket:
         yield f"a capacity of {plan.capacity} tokens is not whole buckets of {plan.bucket}"
-    if plan.capacity < plan.workload.longest:
+    if plan.capacity * plan.mesh.sp < plan.workload.longest:
         yield f"a capacity of {plan.capacity} tokens is less than the longest sequence, {plan.workload.longest}"
 
 
@@ -101,11 +103,39 @@ def calls_agree_on_states(plan: Plan) -> Iterator[str]:
                 yield f"{call.block} takes {name} as {taken}, and {giver} gives {given}"
 
 
+def stages_cut_the_calls(plan: Plan) -> Iterator[str]:
+    """Stages begin at different calls, in order, equally many on each rank; or they are not decided yet."""
+    bounds, calls, pp = plan.bounds, len(plan.graph.calls), plan.mesh.pp
+    if not bounds:
+        return
+    if any(a >= b for a, b in zip((0, *bounds), (*bounds, calls), strict=True)):
+        yield f"stages that begin at calls {', '.join(map(str, bounds))} do not cut {calls} calls in order"
+    if len(bounds) + 1 != pp * plan.virtual:
+        yield f"{len(bounds) + 1} stages are not {plan.virtual} on each of {pp} ranks, as {plan.schedule} has them"
+    if plan.zero == 2:
+        yield "ZeRO 2 is not for pipelines; use 0, 1 or 3"
+
+
+def documents_can_be_shared(plan: Plan) -> Iterator[str]:
+    """The method and layout are known, and the ranks that exchange heads divide the group."""
+    how, sp = plan.sharing, plan.mesh.sp
+    if sp == 1:
+        return
+    if how.method not in METHODS or how.method == "whole":
+        yield f"sequence method {how.method!r} is none of {', '.join(name for name in METHODS if name != 'whole')}"
+    if how.layout not in LAYOUTS:
+        yield f"layout {how.layout!r} is none of {', '.join(LAYOUTS)}"
+    if how.ulysses < 1 or sp % how.ulysses or (how.method == "ulysses" and how.ulysses != sp):
+        yield f"{how.ulysses} ranks that exchange heads do not divide sp={sp} for {how.method}"
+
+
 OF_SETTINGS: tuple[Rule, ...] = (
     degrees_fill_the_machine,
     zero_is_a_stage,
     micro_steps_hold_the_workload,
     calls_have_a_recompute_mode,
+    stages_cut_the_calls,
+    documents_can_be_shared,
 )
 OF_LAYOUTS: tuple[Rule, ...] = (cuts_are_legal, values_can_be_moved, calls_agree_on_states)
 """Rules that see nothing of a plan but its graph, layouts and tensor degree."""

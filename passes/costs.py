@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fourfold.hardware.topology import Machine
-from fourfold.ir.plan import Plan
+from fourfold.ir.plan import Plan, Sharing
 from fourfold.passes.laid import LaidGraph
 from fourfold.passes.load import Load, load_of
 from fourfold.passes.price import Priced, seconds_of
 from fourfold.passes.seconds import Seconds
 from fourfold.passes.work import BlockWork, work
+
+Key = tuple[int, int, Sharing | None, Load]
+"""What the seconds of an op depend on: tensor ranks, ranks that share documents and how, the load."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,13 @@ class Costs:
     """
 
     machine: Machine
-    _seconds: dict[tuple[int, Load], Seconds] = field(default_factory=dict)
+    _seconds: dict[Key, Seconds] = field(default_factory=dict)
     _laid: dict[tuple[int, int], LaidGraph] = field(default_factory=dict)
-    _work: dict[tuple[int, int, Load], Mapping[str, BlockWork]] = field(default_factory=dict)
+    _work: dict[tuple[int, Key], Mapping[str, BlockWork]] = field(default_factory=dict)
 
     def seconds(self, plan: Plan) -> Seconds:
         """The prices of ops under a plan's tensor axis and load."""
-        key = plan.mesh.tp, load_of(plan)
+        key = _key(plan)
         if key not in self._seconds:
             self._seconds[key] = seconds_of(plan, self.machine)
         return self._seconds[key]
@@ -36,7 +39,7 @@ class Costs:
     def priced(self, plan: Plan) -> Priced:
         """A plan with the parts of its price."""
         laid, seconds = self._laid_graph(plan), self.seconds(plan)
-        key = id(plan.layouts), plan.mesh.tp, seconds.load
+        key = id(plan.layouts), _key(plan)
         if key not in self._work:
             self._work[key] = {name: work(block, seconds) for name, block in laid.blocks.items()}
         return Priced(plan, self.machine, laid, self._work[key])
@@ -47,3 +50,8 @@ class Costs:
         if key not in self._laid:
             self._laid[key] = LaidGraph(plan.graph, plan.layouts, plan.mesh.tp)
         return self._laid[key]
+
+
+def _key(plan: Plan) -> Key:
+    sharing = plan.sharing if plan.mesh.sp > 1 else None
+    return plan.mesh.tp, plan.mesh.sp, sharing, load_of(plan)

@@ -7,16 +7,20 @@ from fourfold.ir.plan import Plan
 from fourfold.passes.laid import LaidGraph
 
 
-def held(plan: Plan, laid: LaidGraph) -> Held:
-    """Parameter elements of one rank by unit. The root's unit, gathered throughout, holds what several calls read."""
+def held(plan: Plan, laid: LaidGraph, calls: tuple[int, ...]) -> Held:
+    """Parameter elements of one rank by unit, of these calls.
+
+    The root's unit, gathered throughout, holds what several of them read.
+    """
     shard = shard_size(zero=plan.zero, pool=plan.mesh.pool)
-    trained, frozen = ([row for row in laid.rows if row.trained is kind] for kind in (True, False))
+    blocks = [laid.blocks[name] for name in dict.fromkeys(plan.graph.calls[i].block for i in calls)]
+    trained, frozen = ([row for row in laid.rows(calls) if row.trained is kind] for kind in (True, False))
     return Held(
         trainable=sum(row.elements for row in trained),
         trainable_shard=sum(row.kept(shard) for row in trained),
-        block=max(block.held for block in laid.blocks.values()),
-        block_trainable=max(block.trained for block in laid.blocks.values()),
-        root=sum(row.elements for row in laid.rows if row.shared),
+        block=max(block.held for block in blocks),
+        block_trainable=max(block.trained for block in blocks),
+        root=sum(row.elements for row in laid.rows(calls) if row.shared),
         root_trainable=sum(row.elements for row in trained if row.shared),
         frozen=sum(row.elements for row in frozen),
         frozen_shard=sum(row.kept(shard) for row in frozen),

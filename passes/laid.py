@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -112,6 +113,7 @@ class LaidGraph:
     graph: Graph
     layouts: Mapping[str, Layout]
     n: int
+    known: dict[tuple[int, ...], tuple[Row, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def blocks(self) -> Mapping[str, Laid]:
@@ -119,19 +121,24 @@ class LaidGraph:
         found = self.graph.blocks.items()
         return {name: Laid(block, self.layouts.get(name, Layout()), self.n) for name, block in found}
 
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """Every parameter once, whoever reads it."""
+    def rows(self, calls: tuple[int, ...]) -> tuple[Row, ...]:
+        """Every parameter of these calls once, whoever of them reads it."""
+        if calls not in self.known:
+            self.known[calls] = tuple(self._rows(calls))
+        return self.known[calls]
+
+    def _rows(self, calls: tuple[int, ...]) -> Iterator[Row]:
+        chosen = [self.graph.calls[i] for i in calls]
+        counts = Counter(call.block for call in chosen)
         readers: dict[str, list[tuple[str, str]]] = {}
-        for call in self.graph.calls:
+        for call in chosen:
             for name in self.graph.blocks[call.block].parameters:
                 readers.setdefault(call.fqn(name), []).append((call.block, name))
         shared = {key for keys in readers.values() if len(keys) > 1 for key in keys}
         first = {keys[0] for keys in readers.values()}
-        found = []
-        for name, laid in self.blocks.items():
+        for name in counts:
+            laid = self.blocks[name]
             for parameter, (shape, trained) in zip(laid.block.parameters, laid.shapes, strict=True):
                 key = (name, parameter)
-                times = self.graph.counts[name] if key in first and key not in shared else int(key in first)
-                found.append(Row(shape, trained, times, key in shared))
-        return tuple(found)
+                times = counts[name] if key in first and key not in shared else int(key in first)
+                yield Row(shape, trained, times, key in shared)

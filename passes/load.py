@@ -22,22 +22,22 @@ class Load:
 
 
 def load_of(plan: Plan) -> Load:
-    """The micro-steps of the rank that has most to do."""
-    workload = plan.workload
+    """The micro-steps of the rank that has most to do; sp ranks share one's documents evenly."""
+    workload, sp = plan.workload, plan.mesh.sp
     share = busiest(plan) / plan.micro_steps
-    tokens = rounded(max(workload.longest, ceil(workload.tokens * share)), plan.bucket)
+    tokens = rounded(ceil(max(workload.longest, ceil(workload.tokens * share)) / sp), plan.bucket)
     alone = workload.longest * (workload.longest + 1) / 2
     squares = sum(count * length * length for length, count in workload.lengths)
-    pairs = max(alone, workload.pairs * share)
+    pairs = max(alone, workload.pairs * share) / sp
     return Load(tokens, pairs, squares / workload.tokens, max(plan.capacity, tokens))
 
 
 def busiest(plan: Plan) -> float:
-    """The share of a step's tokens that the rank with most of them has: whole sequences where all are alike."""
-    workload, pool = plan.workload, plan.mesh.pool
+    """The share of a step's tokens that the group with most of them has: whole sequences where all are alike."""
+    workload, groups = plan.workload, plan.mesh.dp
     if len(workload.lengths) == 1:
-        return ceil(workload.sequences / pool) / workload.sequences
-    return max(1 / pool, workload.longest / workload.tokens)
+        return ceil(workload.sequences / groups) / workload.sequences
+    return max(1 / groups, workload.longest / workload.tokens)
 
 
 def rounded(tokens: int, bucket: int) -> int:

@@ -8,13 +8,24 @@ from fnmatch import fnmatch
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Block, Graph, Node
 from fourfold.ir.ops import op_of, rules
-from fourfold.ir.plan import RECOMPUTE, Plan
+from fourfold.ir.plan import RECOMPUTE, VIRTUAL, Plan
 from fourfold.ir.rule import WHOLE
+from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence.tokens import LAYOUTS
 
 DEGREES = ("dp", "tp", "pp", "sp")
 COUNTS = ("zero", "capacity", "micro_steps")
-PINS = (*DEGREES, *COUNTS, "recompute")
+PINS = (*DEGREES, *COUNTS, "recompute", "schedule", "sequence", "layout", "ulysses", "travel")
 """Pins that name a degree or a setting; any other pin is a module name (globs allowed) with a label to cut."""
+
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "recompute": RECOMPUTE,
+    "schedule": ("1f1b", "gpipe", *VIRTUAL),
+    "sequence": tuple(name for name in METHODS if name != "whole"),
+    "layout": tuple(LAYOUTS),
+    "travel": ("float32", "bfloat16"),
+}
+"""What pins that name a setting by a word may say."""
 
 CUTTABLE = ("matmul", "attention", "gather", "loss", "norm")
 """Kinds of ops that a pin by module name reaches."""
@@ -35,16 +46,19 @@ def check_pins(plan: Plan) -> None:
     pins, graph = plan.pins, plan.graph
     for name in (*DEGREES, *COUNTS):
         number(pins, name)
-    for axis in ("pp", "sp"):
-        if number(pins, axis) not in (None, 1):
-            planned = "this version plans data (dp) and tensor (tp) degrees"
-            raise UsageError(f"pin {axis}={pins[axis]} is not available: {planned}; pin {axis}=1, or leave it out")
+    for name, known in WORDS.items():
+        if pins.get(name, known[0]) not in known:
+            raise UsageError(f"pin {name}={pins[name]}: it may be {', '.join(known[:-1])} or {known[-1]}")
+    calls = len(graph.calls)
+    if (number(pins, "pp") or 1) > calls:
+        raise UsageError(
+            f"pin pp={pins['pp']}: {graph.name} has {calls} calls to cut into stages; pin at most pp={calls}"
+        )
     if (number(pins, "zero") or 0) > 3:
         raise UsageError(f"pin zero={pins['zero']}: ZeRO stages are 0, 1, 2 and 3")
-    if pins.get("recompute", RECOMPUTE[0]) not in RECOMPUTE:
-        raise UsageError(f"pin recompute={pins['recompute']}: it may be {', '.join(RECOMPUTE[:-1])} or {RECOMPUTE[-1]}")
     capacity, longest = number(pins, "capacity"), plan.workload.longest
-    if capacity is not None and capacity < longest:
+    shared = capacity * (number(pins, "sp") or 1) if capacity is not None else longest
+    if "sp" not in pins and plan.mesh.sp == 1 and shared < longest:
         raise UsageError(f"pin capacity={capacity}: a micro-step must hold the longest sequence, {longest} tokens")
     _check_tensor_pin(graph, number(pins, "tp") or 1)
     pinned_cuts(plan)

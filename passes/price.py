@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 
 from fourfold.costmodel.collective import Op, collective_time
-from fourfold.costmodel.kernel import chore_time, idle_time, peak_rate, stream_time
-from fourfold.costmodel.memory import (
-    SLACK_HIGH,
-    Band,
-    Memory,
-    activation_memory,
-    communicator_memory,
-    library_workspace,
-    logits_memory,
-    peak,
-)
-from fourfold.costmodel.state import Held, State, Widths, backward_memory, state_memory, update_memory
+from fourfold.costmodel.kernel import chore_time, idle_time, peak_rate
+from fourfold.costmodel.memory import SLACK_HIGH, Memory
 from fourfold.hardware.machine import Crossing, Overlap
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Estimate
-from fourfold.ir.graph import Block, Graph, Node
+from fourfold.ir.graph import Block, Graph, Node, Source
 from fourfold.ir.ops import op_of, rule_for
-from fourfold.ir.plan import RECOMPUTE, SIZES, Layout, Plan
+from fourfold.ir.plan import RECOMPUTE, SIZES, Plan
 from fourfold.ir.rule import WHOLE
-from fourfold.passes.held import held
-from fourfold.passes.laid import LaidGraph
+from fourfold.ir.stages import calls_of, stages, state_of, value_of
+from fourfold.passes.in_flight import in_flight
+from fourfold.passes.laid import LaidGraph, size_of
+from fourfold.passes.line import Line
 from fourfold.passes.load import load_of
-from fourfold.passes.seconds import RATES, Seconds, Times
+from fourfold.passes.pipelined import StageCost, pipelined, stage_costs
+from fourfold.passes.seconds import Seconds, Times
+from fourfold.passes.shared import RATES, Shared
 from fourfold.passes.steps import CallCost, StepTime, floor, step_time
 from fourfold.passes.work import ELEMENTWISE, KINDS, BlockWork, work
 
-CHUNK = 2048
-"""Tokens whose logits the fused loss holds at once (backends/engine.py)."""
-
 EXCHANGES = 3
 """What all ranks tell each other in a step: a digest of the batch, the loss, the norm of the gradients."""
-
-CLIPPED = 12.0
-"""Bytes a parameter that gradient clipping moves: one read for the norm, one read and write to scale."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The product that makes logits: rows of the vocabulary on one tensor rank, width, bytes of an element."""
-
-    vocabulary: int
-    width: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -88,14 +66,42 @@ class Priced:
         return tuple(found[key] for key in zip(self._blocks(), self.modes, strict=True))
 
     @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """Each place in a line of stages: without stages there is one."""
+        found = []
+        for place in range(self.plan.mesh.pp):
+            calls = calls_of(self.plan.graph, self.plan, place)
+            kept = in_flight(self.plan, place)
+            found.append(Line(self.plan, self.machine.device, self.laid, self.work, calls, kept))
+        return tuple(found)
+
+    @property
+    def staged(self) -> bool:
+        """Whether the stages are known: before, the whole graph stands for one."""
+        return self.plan.mesh.pp == 1 or bool(self.plan.bounds)
+
+    @cached_property
     def optimizer(self) -> float:
-        """Seconds of clipping and of the update of this rank's shard: each number read and written once."""
-        width, state = SIZES[self.plan.precision.parameter], self.plan.optimizer.state
-        size = self.held.trainable_shard * (3.0 * width + 2.0 * state + CLIPPED)
-        device, tensors = self.machine.device, sum(value.grad for _, value in self.plan.graph.parameters())
-        if "update" in device.chores:
-            return tensors * chore_time("update", device, size / max(1, tensors))
-        return stream_time(size, device) if size else 0.0
+        """Seconds of clipping and update on the rank that holds most."""
+        return max(line.optimizer for line in self.lines) if self.staged else 0.0
+
+    @cached_property
+    def stages(self) -> tuple[StageCost, ...]:
+        """Each pipeline stage."""
+        return stage_costs(self.plan, self.calls, self.overlap)
+
+    @cached_property
+    def send(self) -> float:
+        """Seconds in which a micro-step's activations go from one stage to the next."""
+        found = stages(self.plan.graph, self.plan.bounds)
+        sizes = [sum(self._crossing_bytes(source) for source in stage.gives) for stage in found[:-1]]
+        links = self.machine.crossing(self.plan.mesh.group("pp")[:2])
+        known, group = self.machine.calibration, self.machine.group
+        return collective_time("send_recv", max(sizes, default=0.0), links, calibration=known, group=group)
+
+    def _crossing_bytes(self, source: Source) -> float:
+        value, state = value_of(self.plan.graph, source), state_of(self.plan, self.plan.graph, source)
+        return size_of(value, load_of(self.plan).tokens) / (self.plan.mesh.tp if state.kind == "S" else 1)
 
     @cached_property
     def talk(self) -> float:
@@ -116,79 +122,50 @@ class Priced:
     def floor(self) -> float:
         """Seconds that the step cannot go below, whatever overlaps: cheap, and what the search prunes by."""
         steps = self.plan.micro_steps
+        if self.plan.mesh.pp > 1:
+            return self.talk + self._floor_of_stages()
         seconds = floor(self.calls, micro_steps=steps, optimizer=self.optimizer + self.talk)
-        return seconds if self.plan.recompute else seconds + steps * self._least_replay()
+        return seconds if self.plan.recompute else seconds + steps * self._line_replay(self.lines[0])
 
-    def _least_replay(self) -> float:
+    def _floor_of_stages(self) -> float:
+        """A rank runs each micro-step through its stages; around that the stages ahead of it must run once."""
+        steps, pp = self.plan.micro_steps, self.plan.mesh.pp
+        paths = [call.path for call in self.calls]
+        if not self.plan.bounds:
+            return steps * sum(paths) / pp
+        each = [sum(paths[i] for i in stage.calls) for stage in stages(self.plan.graph, self.plan.bounds)]
+        ranks = (steps * sum(each[place::pp]) + sum(each[:place]) for place in range(pp))
+        return self.optimizer + max(ranks)
+
+    def _line_replay(self, line: Line) -> float:
         """Seconds a micro-step that some recompute must take where nothing recomputed does not fit.
 
         Each byte too many is given back by the mode that gives back most for its time; the allocator's slack goes
         with it.
         """
-        short = self.memory().shortfall(self.machine.device) / (1.0 + SLACK_HIGH)
+        short = line.memory().shortfall(self.machine.device) / (1.0 + SLACK_HIGH)
         if short <= 0:
             return 0.0
         rates = []
-        for block in self.work.values():
+        for name in line.counts:
+            block = self.work[name]
             for mode in RECOMPUTE[1:]:
                 freed, again = block.kept["none"] - block.kept[mode], block.replay(mode)
                 rates += [(again.compute + again.communication) / freed] if freed > 0 else []
         return short * min(rates, default=0.0)
 
     @cached_property
-    def held(self) -> Held:
-        """Parameter elements of one rank by unit."""
-        return held(self.plan, self.laid)
-
-    @cached_property
-    def kept(self) -> tuple[float, float]:
-        """Bytes of activations one micro-step keeps, and those that the largest recomputed block brings back."""
-        counted = Counter(zip(self._blocks(), self.modes, strict=True))
-        saved = sum(count * self.work[block].kept[mode] for (block, mode), count in counted.items())
-        again = (self.work[block].kept["none"] for block, mode in counted if mode != "none")
-        return saved, max(again, default=0.0)
+    def fullest(self) -> Line:
+        """The place that holds most."""
+        return max(self.lines, key=lambda line: line.memory().total.high)
 
     def memory(self) -> Memory:
-        """The fullest moment of a step on one rank."""
-        return self.memory_with(*self.kept)
-
-    def memory_with(self, saved: float, replayed: float) -> Memory:
-        """The same if activations took these bytes."""
-        head, device = self.head, self.machine.device
-        working = max(block.kept["none"] for block in self.work.values())
-        # The loss makes the gradient of its weight in forward, in float32.
-        gradient = 4.0 * head.vocabulary * head.width
-        backward = backward_memory(
-            self._state,
-            activations=activation_memory(saved=saved + gradient, replayed=replayed, working=working),
-            logits=logits_memory(chunk=CHUNK, vocabulary=head.vocabulary, width=head.size),
-            workspace=library_workspace(device) + Band(0.0, max(block.scratch for block in self.work.values())),
-            communicators=self._communicators,
-        )
-        return peak(backward, update_memory(self._state, communicators=self._communicators))
-
-    @cached_property
-    def head(self) -> Head:
-        """The model's last product, as this rank holds it."""
-        name, block, node = next((n, b, node) for n, b, node in _nodes(self.plan.graph) if node.op == "loss")
-        values = block.values()
-        width = values[node.refs()[0]].shape[-1]
-        weight = values[node.refs()[1]]
-        cut = self.plan.layouts.get(name, Layout()).cuts.get(node.name, WHOLE)
-        share = self.plan.mesh.tp if cut in rule_for(node, values, cut).reduced else 1
-        return Head(prod(weight.shape) // width // share, width, SIZES[weight.dtype])
+        """The fullest moment of a step on the fullest rank."""
+        return self.fullest.memory()
 
     def estimate(self) -> Estimate:
         """Time, memory and MFU of one step."""
-        plan, device = self.plan, self.machine.device
-        step = step_time(
-            self.calls,
-            zero=plan.zero,
-            micro_steps=plan.micro_steps,
-            optimizer=self.optimizer + self.talk,
-            overlap=self.overlap,
-            blocking=self.blocking,
-        )
+        plan, device, step = self.plan, self.machine.device, self.step
         flops = model_flops(plan.graph, plan.workload.tokens, plan.workload.pairs)
         peak_flops = peak_rate(RATES[plan.precision.compute], device) * plan.mesh.ranks
         return Estimate(
@@ -202,25 +179,48 @@ class Priced:
             ranks=plan.mesh.ranks,
         )
 
+    @cached_property
+    def step(self) -> StepTime:
+        """The time of one step."""
+        plan, last = self.plan, self.optimizer + self.talk
+        if plan.mesh.pp > 1:
+            return pipelined(plan, self.stages, send=self.send, optimizer=last)
+        return step_time(
+            self.calls,
+            zero=plan.zero,
+            micro_steps=plan.micro_steps,
+            optimizer=last,
+            overlap=self.overlap,
+            blocking=self.blocking,
+        )
+
     def _parts(self, step: StepTime) -> Iterator[tuple[str, float]]:
-        """Where the step's time goes: they sum to it. What is exposed beside the tensor axis is the pool's."""
+        """Where the step's time goes on the busiest rank: they sum to it. What is exposed beside the tensor axis is
+        the pool's; what is left of a pipeline's step is its bubble."""
         times = self.plan.micro_steps
-        around = [self._around(block) for block in self._blocks()]
+        line = max(self.lines, key=lambda one: sum(self.calls[i].path for i in one.calls))
+        blocks = [self.plan.graph.calls[i].block for i in line.calls]
+        around = [self._around(block) for block in blocks]
         idle = self.talk + times * sum(each.forward + each.backward for each in around)
         computed = self.optimizer + idle
         for kind in (*KINDS.values(), ELEMENTWISE):
-            done = [self.work[block].compute[kind] for block in self._blocks()]
+            done = [self.work[block].compute[kind] for block in blocks]
             seconds = times * sum(t.forward + t.backward for t in done)
             computed += seconds
             yield kind, seconds
-        replayed = times * sum(call.replay.compute for call in self.calls)
-        tensor = [call.tensor.forward + call.tensor.backward + call.replay.communication for call in self.calls]
-        crossing = times * sum(tensor)
+        replayed = times * sum(self.calls[i].replay.compute for i in line.calls)
+        tensor = [self.calls[i].tensor.forward + self.calls[i].tensor.backward for i in line.calls]
+        again = [self.calls[i].replay.communication for i in line.calls]
+        crossing = times * (sum(tensor) + sum(again))
         yield "recompute", replayed
         yield "tensor communication", crossing
-        yield "data communication", step.exposed - crossing
         yield "optimizer", self.optimizer
         yield "program", idle
+        if self.plan.mesh.pp > 1:
+            yield "data communication", step.exposed
+            yield "bubble", step.seconds - computed - replayed - crossing - step.exposed
+            return
+        yield "data communication", step.exposed - crossing
         yield "slowed by overlap", step.computing - computed - replayed
 
     def _blocks(self) -> Iterator[str]:
@@ -250,21 +250,11 @@ class Priced:
         calibration = self.machine.calibration
         return collective_time(op, size, self.pool, calibration=calibration, group=self.machine.group)
 
-    @cached_property
-    def _state(self) -> State:
-        plan, p = self.plan, self.plan.precision
-        widths = Widths(SIZES[p.parameter], SIZES[p.compute], SIZES[p.reduce], ceil(plan.optimizer.state))
-        return state_memory(self.held, widths, zero=plan.zero, pool=plan.mesh.pool, micro_steps=plan.micro_steps)
-
-    @cached_property
-    def _communicators(self) -> Band:
-        mesh = self.plan.mesh
-        return communicator_memory((mesh.pool > 1) + (mesh.tp > 1), self.machine.device)
-
 
 def seconds_of(plan: Plan, machine: Machine) -> Seconds:
     """The prices of ops under a plan's tensor axis and load."""
-    return Seconds(plan.graph, machine, machine.crossing(plan.mesh.group("tp")), load_of(plan))
+    shared = Shared(machine, plan.mesh, plan.sharing) if plan.mesh.sp > 1 else None
+    return Seconds(plan.graph, machine, machine.crossing(plan.mesh.group("tp")), load_of(plan), shared)
 
 
 def priced(plan: Plan, machine: Machine) -> Priced:

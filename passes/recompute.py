@@ -11,7 +11,7 @@ from ortools.sat.python import cp_model
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import RECOMPUTE, Decision, Plan
 from fourfold.passes.costs import Costs
-from fourfold.passes.price import Priced
+from fourfold.passes.line import Line
 from fourfold.passes.work import BlockWork
 
 NANOSECOND = 1e9
@@ -37,17 +37,30 @@ class ChooseRecompute:
     def __call__(self, plan: Plan) -> Plan:
         """The plan with a mode for every call."""
         priced, only = self.costs.priced(plan), plan.pins.get("recompute")
-        if only is None and priced.memory().fits(self.costs.machine.device):
-            return replace(plan, recompute=(RECOMPUTE[0],) * len(plan.graph.calls))
-        allowed = {name: _modes(plan.graph, name, only) for name in plan.graph.blocks}
-        least = {name: min(modes, key=lambda m: priced.work[name].kept[m]) for name, modes in allowed.items()}
-        leanest = replace(plan, recompute=tuple(least[call.block] for call in plan.graph.calls))
-        if not self.costs.priced(leanest).memory().fits(self.costs.machine.device):
+        modes = [RECOMPUTE[0]] * len(plan.graph.calls)
+        known: dict[tuple[object, ...], tuple[str, ...]] = {}
+        for line in priced.lines:
+            key = (tuple(plan.graph.calls[i].block for i in line.calls), line.in_flight, line.head is None)
+            if key not in known:
+                known[key] = self._line(line, only)
+            for index, mode in zip(line.calls, known[key], strict=True):
+                modes[index] = mode
+        return replace(plan, recompute=tuple(modes))
+
+    def _line(self, line: Line, only: str | int | None) -> tuple[str, ...]:
+        """The modes of the calls of one place in a line of stages."""
+        device, blocks = self.costs.machine.device, [line.plan.graph.calls[i].block for i in line.calls]
+        if only is None and line.memory().fits(device):
+            return (RECOMPUTE[0],) * len(blocks)
+        allowed = {name: _modes(line.plan.graph, name, only) for name in line.counts}
+        least = {name: min(modes, key=lambda m: line.work[name].kept[m]) for name, modes in allowed.items()}
+        leanest = tuple(least[name] for name in blocks)
+        saved = sum(line.work[name].kept[least[name]] for name in blocks) * line.in_flight
+        again = max((line.work[name].kept["none"] for name in blocks if least[name] != "none"), default=0.0)
+        if not line.memory_with(saved, again).fits(device):
             return leanest
-        counts = choose(priced.work, plan.graph.counts, allowed, room_for_activations(priced))
-        if counts is None:
-            return leanest
-        return replace(plan, recompute=tuple(_take(counts, call.block) for call in plan.graph.calls))
+        counts = choose(line.work, line.counts, allowed, room_for_activations(line), line.in_flight)
+        return leanest if counts is None else tuple(_take(counts, name) for name in blocks)
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
         """What was chosen, and the seconds of a step with one mode everywhere; "(does not fit)" where it does not."""
@@ -62,26 +75,33 @@ class ChooseRecompute:
         yield Decision("ChooseRecompute", "recompute", counted, tuple(over))
 
 
-def room_for_activations(priced: Priced) -> float:
+def room_for_activations(line: Line) -> float:
     """Bytes that activations may take, kept and brought back together: the most with which the device is not overfull.
 
     By bisection, as what activations push aside (gradients that appear only as they are given back) bends the sum.
     Zero where nothing would help.
     """
-    device = priced.machine.device
+    device = line.device
     low, high = 0.0, device.usable
-    if not priced.memory_with(low, 0.0).fits(device):
+    if not line.memory_with(low, 0.0).fits(device):
         return 0.0
     while high - low > EXACT * device.usable:
         middle = (low + high) / 2
-        low, high = (middle, high) if priced.memory_with(middle, 0.0).fits(device) else (low, middle)
+        low, high = (middle, high) if line.memory_with(middle, 0.0).fits(device) else (low, middle)
     return low
 
 
 def choose(
-    work: Mapping[str, BlockWork], counts: Mapping[str, int], allowed: Mapping[str, tuple[str, ...]], room: float
+    work: Mapping[str, BlockWork],
+    counts: Mapping[str, int],
+    allowed: Mapping[str, tuple[str, ...]],
+    room: float,
+    in_flight: float = 1.0,
 ) -> dict[tuple[str, str], int] | None:
-    """How many calls of each block run in each mode; None when no modes fit `room`."""
+    """How many calls of each block run in each mode; None when no modes fit `room`.
+
+    What is kept counts `in_flight` times, what is brought back once.
+    """
     model = cp_model.CpModel()
     many: dict[tuple[str, str], cp_model.IntVar] = {}
     for block, count in counts.items():
@@ -94,7 +114,7 @@ def choose(
             used = model.new_bool_var("")
             model.add(number <= counts[block] * used)
             model.add(replayed >= ceil(work[block].kept["none"]) * used)
-    kept = sum(number * ceil(work[block].kept[mode]) for (block, mode), number in many.items())
+    kept = sum(number * ceil(in_flight * work[block].kept[mode]) for (block, mode), number in many.items())
     model.add(kept + replayed <= int(room))
     model.minimize(sum(number * _nanoseconds(work[block], mode) for (block, mode), number in many.items()))
     solver = cp_model.CpSolver()

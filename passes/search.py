@@ -71,7 +71,7 @@ class Search:
         started = time.process_time()
         found: list[Candidate] = []
         lacking: dict[Mesh, list[tuple[float, Plan]]] = {}
-        for mesh in meshes(self.costs.machine.ranks, plan.pins):
+        for mesh in meshes(plan, self.costs.machine.ranks):
             best, short = self._mesh(replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp)))
             found += best
             if not best:

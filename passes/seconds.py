@@ -17,9 +17,7 @@ from fourfold.ir.plan import SIZES
 from fourfold.ir.rule import PARTIAL, WHOLE, Rule
 from fourfold.passes.eager import Eager, again
 from fourfold.passes.load import Load
-
-RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
-"""The cost model's name of the unit that multiplies each dtype."""
+from fourfold.passes.shared import RATES, Heads, Shared
 
 FUSIBLE = ("pointwise", "norm", "free")
 
@@ -43,6 +41,7 @@ class Seconds:
     machine: Machine
     tensor: Crossing
     load: Load
+    shared: Shared | None = None
 
     @property
     def device(self) -> Device:
@@ -97,7 +96,7 @@ class Seconds:
         if kind == "matmul":
             return self._matmul(node, rule, share, block)
         if kind == "attention":
-            return self._attention(node, share, block)
+            return self.attention(node, share, block)
         if kind == "loss":
             return self._loss(node, rule, share, block)
         if kind == "gather":
@@ -125,14 +124,37 @@ class Seconds:
         views = 0.0 if self.fused else 3 * self.device.launch
         return Times(one + views, (one + views) * sum(v.grad for v in values))
 
-    def _attention(self, node: Node, share: int, block: Block) -> Times:
+    def attention(self, node: Node, share: int, block: Block) -> Times:
+        """One attention on one rank, its heads over `share` tensor ranks."""
         _, heads, _, width = self.values[block.name][node.refs()[0]].shape
         pairs = self.load.pairs if dict(node.kwargs)["causal"] else 2.0 * self.load.pairs
         flops = attention_flops(1, width, pairs) * heads / share
+        if self.shared is not None:
+            return self._shared(node, share, block)
         dtype = RATES[node.value.dtype]
         forward, backward = (
             attention_time(flops, self.load.length, backward=b, dtype=dtype, device=self.device, head_dim=width)
             for b in (False, True)
+        )
+        return Times(forward, backward if node.value.grad else 0.0)
+
+    def heads(self, node: Node, share: int, block: Block) -> Heads:
+        """An attention as one tensor rank sees it: heads that cannot be cut among ranks are there on each."""
+        values = self.values[block.name]
+        _, heads, _, width = values[node.refs()[0]].shape
+        kv_heads = values[node.refs()[1]].shape[1]
+        own = max(1, heads // share)
+        return Heads(
+            own, max(1, min(kv_heads // share, own)), width, node.value.dtype, bool(dict(node.kwargs)["causal"])
+        )
+
+    def _shared(self, node: Node, share: int, block: Block) -> Times:
+        """An attention of a group of ranks, over documents of the mean length."""
+        assert self.shared is not None
+        heads, length = self.heads(node, share, block), max(1, round(self.load.length))
+        tokens = float(self.load.tokens * self.shared.mesh.sp)
+        forward, backward = (
+            self.shared.seconds(heads, length=length, tokens=tokens, backward=b) for b in (False, True)
         )
         return Times(forward, backward if node.value.grad else 0.0)
 

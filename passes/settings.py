@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 
-from fourfold.ir.plan import Plan
+from fourfold.ir.plan import VIRTUAL, Plan
 from fourfold.passes.load import rounded
+from fourfold.passes.meshes import layers
 from fourfold.passes.pins import number
 
 DENSE = 16
@@ -18,16 +19,32 @@ SPARE = 1.05
 
 
 def settings(plan: Plan) -> Iterator[Plan]:
-    """Plans of one mesh that differ in ZeRO stage, capacity and number of micro-steps; pins respected.
+    """Plans of one mesh that differ in ZeRO stage, schedule, capacity and number of micro-steps; pins respected.
 
-    A pool of one rank has nothing to shard; ZeRO 2 differs from 1 only when several micro-steps reduce.
+    A pool of one rank has nothing to shard; ZeRO 2 differs from 1 only when several micro-steps reduce, and is not
+    for pipelines, whose micro-steps keep their whole gradients or shard everything.
     """
     pinned = number(plan.pins, "zero")
-    stages = (0,) if plan.mesh.pool == 1 else (0, 1, 2, 3)
+    stages = (0,) if plan.mesh.pool == 1 else (0, 1, 3) if plan.mesh.pp > 1 else (0, 1, 2, 3)
     for zero in stages if pinned is None else (pinned,):
         for capacity, steps in _micro_steps(plan):
-            if zero != 2 or steps > 1 or pinned == 2:
-                yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps)
+            for schedule in schedules(plan, steps):
+                if zero != 2 or steps > 1 or pinned == 2:
+                    yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+
+
+def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
+    """The schedules worth pricing: several stages a rank only where layers divide and rounds are full."""
+    if plan.mesh.pp == 1:
+        return (plan.schedule,)
+    pinned = plan.pins.get("schedule")
+    if pinned is not None:
+        return (str(pinned),)
+    found = ["1f1b"]
+    for name, virtual in VIRTUAL.items():
+        if plan.mesh.pp * virtual <= layers(plan) and steps % plan.mesh.pp == 0:
+            found.append(name)
+    return tuple(found)
 
 
 def _micro_steps(plan: Plan) -> Iterator[tuple[int, int]]:
@@ -45,7 +62,7 @@ def _micro_steps(plan: Plan) -> Iterator[tuple[int, int]]:
 
 def most_micro_steps(plan: Plan) -> int:
     """The most micro-steps worth trying: one longest sequence each."""
-    return ceil(ceil(plan.workload.tokens / plan.mesh.pool) / plan.workload.longest)
+    return ceil(ceil(plan.workload.tokens / plan.mesh.dp) / plan.workload.longest)
 
 
 def _counts(plan: Plan) -> Iterator[int]:
@@ -59,17 +76,18 @@ def _counts(plan: Plan) -> Iterator[int]:
 
 def _capacity(plan: Plan, steps: int) -> int:
     """Tokens a rank's micro-step must hold so that `steps` of them hold the workload, whole sequences each."""
-    workload, bins = plan.workload, plan.mesh.pool * steps
+    workload, bins = plan.workload, plan.mesh.dp * steps
     if len(workload.lengths) == 1:
         tokens = ceil(workload.sequences / bins) * workload.longest
     else:
         tokens = max(workload.longest, int(SPARE * workload.tokens / bins))
-    return rounded(tokens, plan.bucket)
+    return rounded(ceil(tokens / plan.mesh.sp), plan.bucket)
 
 
 def _steps(plan: Plan, capacity: int) -> int:
     """Micro-steps of this capacity that a step takes, as batches are dealt."""
-    workload, pool = plan.workload, plan.mesh.pool
+    workload, mesh = plan.workload, plan.mesh
+    held = capacity * mesh.sp
     if len(workload.lengths) == 1:
-        return ceil(workload.sequences / (pool * (capacity // workload.longest)))
-    return ceil(workload.tokens / (pool * capacity))
+        return ceil(workload.sequences / (mesh.dp * (held // workload.longest)))
+    return ceil(workload.tokens / (mesh.dp * held))

@@ -98,6 +98,17 @@ def tasks(
     return build.tasks
 
 
+def one_pass(calls: Sequence[CallCost], which: str, *, gathers: bool, reduces: bool) -> list[Task]:
+    """The tasks of one stage's forward or backward of one micro-step, by itself."""
+    build = _Builder(calls, 3 if gathers else 0, blocking=False)
+    if which == "forward":
+        build.forward(gathers=gathers)
+    else:
+        build.previous = build.add("start", "compute", 0.0, ())
+        build.backward(gathers=gathers, reduces=reduces)
+    return build.tasks
+
+
 class _Builder:
     """Appends tasks; `previous` is the last task of the compute path."""
 
@@ -118,10 +129,11 @@ class _Builder:
 
     def micro_step(self, *, first: bool, last: bool) -> None:
         """Forward over all calls, then backward."""
-        self._forward(gathers=self.zero == 3 or first)
-        self._backward(gathers=self.zero == 3, reduces=last or self.zero >= 2)
+        self.forward(gathers=self.zero == 3 or first)
+        self.backward(gathers=self.zero == 3, reduces=last or self.zero >= 2)
 
-    def _forward(self, *, gathers: bool) -> None:
+    def forward(self, *, gathers: bool) -> None:
+        """All calls in order, each gathered while the one before runs."""
         done: list[int] = []
         for i, call in enumerate(self.calls):
             gather = None
@@ -131,7 +143,8 @@ class _Builder:
             self._run(f"forward {i}", call.compute.forward, call.tensor.forward, gather)
             done.append(self._last())
 
-    def _backward(self, *, gathers: bool, reduces: bool) -> None:
+    def backward(self, *, gathers: bool, reduces: bool) -> None:
+        """All calls from the last to the first."""
         order = list(reversed(range(len(self.calls))))
         fetched: dict[int, int] = {}
         start = self._last()

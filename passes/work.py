@@ -114,6 +114,8 @@ def _scratch(laid: Laid, seconds: Seconds) -> float:
     for node in _attentions(laid.block):
         _, heads, _, width = values[node.refs()[0]].shape
         kv_heads, share = values[node.refs()[1]].shape[1], laid.share(laid.states[0][node.name])
+        if seconds.shared is not None:
+            found.append(seconds.shared.scratch(seconds.heads(node, share, laid.block), seconds.load.fullest))
         whole = attention_workspace(
             tokens=seconds.load.fullest, heads=heads, kv_heads=kv_heads, head_dim=width, width=SIZES[node.value.dtype]
         )

@@ -1,0 +1,123 @@
+"""Seconds of an attention that a group of ranks shares, from what its method does: its recorded events on this machine.
+
+The events are those of one document and scale with how many a micro-step holds. Compute goes on one clock, messages on
+another, in the order the method issues them; a wait joins the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from fourfold.costmodel.collective import collective_time
+from fourfold.costmodel.kernel import attention_flops, attention_time, stream_time
+from fourfold.hardware.topology import Machine
+from fourfold.ir.mesh import Mesh
+from fourfold.ir.plan import SIZES, Sharing
+from fourfold.ir.record import Event, Ran, Recording, Sent, record
+from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence.method import Job
+from fourfold.ir.sequence.rectangles import Softmax
+from fourfold.ir.sequence.tokens import laid
+
+RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+"""The cost model's name of the unit that multiplies each dtype."""
+MERGED = 12.0
+"""Bytes an element that adding one block's output to the sums moves: two in, four in and out, and their gradient's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """One attention on one tensor rank."""
+
+    heads: int
+    kv_heads: int
+    width: int
+    dtype: str
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A group of sp ranks on a machine, and how it shares."""
+
+    machine: Machine
+    mesh: Mesh
+    sharing: Sharing
+
+    def seconds(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
+        """One attention over `tokens` of the group in documents of `length`, on the rank that has most to do."""
+        found = recording(self.sharing, self.mesh.sp, heads, length)
+        kind: Literal["forward", "backward"] = "backward" if backward else "forward"
+        return self._clock(found.of(kind), heads, tokens / length, length)
+
+    def exposed(self, heads: Heads, *, length: int, tokens: float) -> float:
+        """Seconds of forward and backward in which messages are waited for and nothing is computed."""
+        total = sum(self.seconds(heads, length=length, tokens=tokens, backward=b) for b in (False, True))
+        found = recording(self.sharing, self.mesh.sp, heads, length)
+        ran = [e for kind in (found.forward, found.backward) for e in kind if isinstance(e, Ran)]
+        return total - sum(self._ran(e, heads, tokens / length, length) for e in ran)
+
+    def scratch(self, heads: Heads, tokens: int) -> float:
+        """Bytes at most beside the operands: keys of others, and the sums of gradients in their dtype."""
+        one = 2.0 * tokens * heads.kv_heads * heads.width
+        copies = self.mesh.sp - 1 if self.sharing.method == "gather_kv" else 2
+        sums = 4.0 * tokens * heads.heads * heads.width
+        return one * copies * (SIZES[heads.dtype] + 4.0) + 2.0 * sums
+
+    def _clock(self, events: Sequence[Event], heads: Heads, many: float, length: int) -> float:
+        now, queue = 0.0, 0.0
+        ready: dict[int, float] = {}
+        pending: dict[int, list[Sent]] = {}
+        for event in events:
+            if isinstance(event, Sent):
+                pending.setdefault(event.number, []).append(event)
+                continue
+            for number, sent in pending.items():
+                queue = max(queue, now) + self._sent(sent, many)
+                ready[number] = queue
+            pending.clear()
+            if isinstance(event, Ran):
+                now += self._ran(event, heads, many, length)
+            else:
+                now = max(now, ready.get(event.number, now))
+        return max(now, queue) if pending else now
+
+    def _sent(self, sent: Sequence[Sent], many: float) -> float:
+        """Messages that leave together: a shift to one peer, or a collective of all."""
+        size, name = many * sum(one.bytes for one in sent), sent[0].name
+        group = self.mesh.group("sp")
+        known, links = self.machine.calibration, self.machine.group
+        if len(sent) == 1 and name not in ("all_gather", "all_to_all", "reduce_scatter"):
+            crossing = self.machine.crossing(group)
+            return collective_time("send_recv", size, crossing, calibration=known, group=links)
+        u = self.sharing.ulysses
+        members = group[:u] if name == "all_to_all" and 1 < u < len(group) else group
+        whole = size * len(members) / max(1, len(members) - 1)
+        op: Literal["all_gather", "all_to_all"] = "all_gather" if name == "all_gather" else "all_to_all"
+        return collective_time(op, whole, self.machine.crossing(members), calibration=known, group=links)
+
+    def _ran(self, event: Ran, heads: Heads, many: float, length: int) -> float:
+        flops = attention_flops(event.heads, event.width, event.pairs) * many
+        device, seen = self.machine.device, 2.0 * event.pairs / max(1, event.rows)
+        backward = event.kind == "backward"
+        merged = stream_time(MERGED * many * event.rows * event.heads * event.width, device)
+        kernel = attention_time(
+            flops, min(seen, length), backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=event.width
+        )
+        return kernel + merged
+
+
+@lru_cache(maxsize=4096)
+def recording(sharing: Sharing, n: int, heads: Heads, length: int) -> Recording:
+    """What the last rank of a group of n does for one document; in a balanced layout all do alike."""
+    shards = laid(sharing.layout, (length,), n, sharing.ulysses)
+    travel = getattr(torch, sharing.travel)
+    job = Job(shards, Softmax(1.0, heads.causal), sharing.ulysses, travel)
+    dtype = getattr(torch, heads.dtype)
+    one = {"heads": heads.heads, "kv_heads": heads.kv_heads, "width": heads.width}
+    return record(METHODS[sharing.method], job, n - 1, dtype=dtype, takes_delta=False, **one)
