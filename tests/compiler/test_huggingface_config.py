@@ -106,6 +106,22 @@ def test_a_model_that_ships_is_not_looked_for_among_folders(tmp_path: Path, monk
     assert type(found).__name__ == "GPT"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plan", "--hardware", "dgx-h100", "--set", "num_hidden_layers=3"), "model.layers.* x3"),
+        (("verify", "--pin", "dp=2", "--pin", "tp=2", "--set", "intermediate_size=40"), "passed: worst tensor model."),
+    ],
+)
+def test_the_command_line_takes_a_folder(folder: Path, words: tuple[str, ...], said: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command, *options = words
+    line = [sys.executable, "-m", "fourfold", command, str(folder), *options]
+    answer = subprocess.run(line, cwd=root / "src", capture_output=True, text=True)
+    assert answer.returncode == 0 and said in answer.stdout, answer.stdout + answer.stderr
+
+
 def test_fourfold_runs_without_importing_transformers() -> None:
     root = Path(__file__).resolve().parents[2]
     code = (

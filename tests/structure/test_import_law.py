@@ -21,6 +21,8 @@ ONLY_IN = {
     "triton": ("fourfold.backends.kernels",),
     "rich": ("fourfold.compiler.cli",),
     "typer": ("fourfold.compiler.cli",),
+    "transformers": ("fourfold.compiler.models.huggingface",),
+    "safetensors": ("fourfold.backends",),
     "torch": ("fourfold.ir", "fourfold.passes", "fourfold.backends", "fourfold.compiler"),
     "torch.distributed": ("fourfold.backends",),
 }
