@@ -32,7 +32,10 @@ def made_by(text: str, overrides: Mapping[str, Any]) -> nn.Module:
     place, _, name = text.rpartition(":") if ":" in text else (text, "", "")
     path = Path(place)
     if not name:
-        raise UsageError(f"{text} names no function: a model is path/to/file.py:function, or a shipped name")
+        raise UsageError(
+            f"{text} names no function: a model is path/to/file.py:function, a config.json of transformers or the folder "
+            "that holds it, or a shipped name"
+        )
     if not path.is_file():
         raise UsageError(f"{path} is not a file: a model is path/to/file.py:function, or a shipped name")
     function = _function(_imported(path), name, path)
