@@ -33,8 +33,8 @@ def made_by(text: str, overrides: Mapping[str, Any]) -> nn.Module:
     path = Path(place)
     if not name:
         raise UsageError(
-            f"{text} names no function: a model is path/to/file.py:function, a config.json of transformers or the folder "
-            "that holds it, or a shipped name"
+            f"{text} names no function: a model is path/to/file.py:function, a config.json of transformers or its "
+            "folder, or a shipped name"
         )
     if not path.is_file():
         raise UsageError(f"{path} is not a file: a model is path/to/file.py:function, or a shipped name")
