@@ -17,9 +17,9 @@ import torch.distributed as dist
 from measuring import Clock, Row, Shape, batches, finish, forget, measured
 from torch import Tensor
 
-from fourfold.backends.batching import Packed
 from fourfold.backends.program import Options, Program
 from fourfold.compiler.models.llama import Llama
+from fourfold.compiler.schedules import Scheduled
 from fourfold.ir.plan import Plan
 
 
@@ -62,7 +62,7 @@ class Ours:
         with torch.device("meta"):
             model = Llama(shape.config)
         options = Options(compile=shape.real, device=shape.device)
-        self.program = Program(model, variant.plan, variant.plan.graph, options)
+        self.program = Program(model, variant.plan, variant.plan.graph, options, Scheduled.of(variant.plan))
         self.program.init(0)
         self.optimizer = torch.optim.AdamW(self.program.parameters(), lr=3e-4, fused=shape.real)
         self.clock = Clock(shape.device)
@@ -70,14 +70,14 @@ class Ours:
 
     def _marked(self) -> None:
         """Marks the end of each forward from outside: the engine knows no clock. (Of several, the last spans count.)"""
-        inner = self.program.engine.loss
+        inner = self.program.engine.run
 
-        def loss(root: Any, packed: Packed, **settings: Any) -> Tensor:
-            found = inner(root, packed, **settings)
+        def run(*arguments: Any, **settings: Any) -> tuple[Tensor, ...]:
+            found = inner(*arguments, **settings)
             self.clock.mark("backward")
             return found
 
-        self.program.engine.loss = loss  # type: ignore[method-assign]
+        self.program.engine.run = run  # type: ignore[method-assign]
 
     def step(self, batch: Sequence[Tensor], clock: Clock) -> float:
         """One step over the global batch."""

@@ -18,6 +18,9 @@ Interval = tuple[float, float]
 def traced(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """The summary of one call of `step`, which is run once before. Seconds; {} of kernels where there is no GPU."""
     step()
+    if device.type == "cuda":
+        # What is still running would fall into the trace.
+        torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as found:
         step()
         if device.type == "cuda":
