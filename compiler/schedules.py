@@ -7,8 +7,7 @@ from functools import lru_cache
 
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Action, Schedule, in_turn
-from fourfold.passes.schedule import KINDS
-from fourfold.passes.schedule.sends import with_sends
+from fourfold.passes.schedule import scheduled
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,6 @@ class Scheduled:
 def _schedule(kind: str, ranks: int, micro_steps: int) -> Schedule:
     if ranks == 1:
         return in_turn(micro_steps)
-    made = with_sends(KINDS[kind](ranks, micro_steps))
+    made = scheduled(kind, ranks, micro_steps)
     # The stages that hold a tied parameter are known to the program: it reduces where it holds one.
     return Schedule.of([(*line, Action(rank, "REDUCE_TIED")) for rank, line in enumerate(made.lines)])

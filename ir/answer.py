@@ -15,7 +15,10 @@ __all__ = ["Answer", "Candidate", "Estimate", "Refusal"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The best plan with its price, `next_best` in order, refused meshes, and the seconds each pin adds to a step."""
+    """The best plan with its price, `next_best` in order, refused meshes, and the seconds each pin adds to a step.
+
+    `bound` is a time below which no mesh can come, those included that were not priced to their end.
+    """
 
     plan: Plan
     estimate: Estimate
@@ -23,6 +26,12 @@ class Answer:
     refused: tuple[Refusal, ...] = ()
     pins: Mapping[str, float] = field(default_factory=dict)
     solving: float = 0.0
+    bound: float = 0.0
+
+    @property
+    def gap(self) -> float:
+        """The share of the step that a better plan could save at most."""
+        return max(0.0, 1.0 - self.bound / self.estimate.step)
 
     def sections(self) -> tuple[Section, ...]:
         """What is printed, piece by piece."""

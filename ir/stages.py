@@ -30,15 +30,17 @@ class Stage:
 def stages(graph: Graph, bounds: Sequence[int]) -> tuple[Stage, ...]:
     """One stage more than `bounds`, the calls at which a stage after the first begins."""
     cuts = (0, *bounds, len(graph.calls))
-    crossing = [_crossing(graph, at) for at in cuts[:-1]]
-    last = Source(len(graph.calls) - 1, 0)
-    gives = (*crossing[1:], (last,))
+    read = _last_reads(graph)
+    crossing = [tuple(s for s, last in read.items() if s.call < at <= last) for at in cuts[:-1]]
+    gives = (*crossing[1:], (Source(len(graph.calls) - 1, 0),))
     return tuple(Stage(k, cuts[k], cuts[k + 1], crossing[k], gives[k]) for k in range(len(cuts) - 1))
 
 
 def calls_of(graph: Graph, plan: Plan, place: int) -> tuple[int, ...]:
     """The calls of one rank of a line of stages: stages go round the ranks."""
-    return tuple(i for s in stages(graph, plan.bounds) if s.number % plan.mesh.pp == place for i in s.calls)
+    cuts = (0, *plan.bounds, len(graph.calls))
+    own = range(place, len(cuts) - 1, plan.mesh.pp)
+    return tuple(i for k in own for i in range(cuts[k], cuts[k + 1]))
 
 
 def part(graph: Graph, calls: Sequence[int]) -> Graph:
@@ -70,7 +72,9 @@ def shared_parameters(graph: Graph, found: Sequence[Stage]) -> dict[str, tuple[i
     return {name: tuple(numbers) for name, numbers in where.items() if len(numbers) > 1}
 
 
-def _crossing(graph: Graph, at: int) -> tuple[Source, ...]:
-    """Values made before call `at` that it or a later one reads, in order of making."""
-    read = {s for call in graph.calls[at:] for s in call.sources if 0 <= s.call < at}
-    return tuple(sorted(read, key=lambda s: (s.call, s.output)))
+def _last_reads(graph: Graph) -> dict[Source, int]:
+    """The last call that reads each value of another, in order of making."""
+    found: dict[Source, int] = {}
+    for index, call in enumerate(graph.calls):
+        found |= {source: index for source in call.sources if source.call >= 0}
+    return dict(sorted(found.items(), key=lambda pair: (pair[0].call, pair[0].output)))

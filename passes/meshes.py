@@ -9,7 +9,7 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
 from fourfold.passes.pins import number
 
-LEAST_SHARE = 64
+LEAST_SHARE = 8
 """Buckets of tokens that a rank should have of the longest sequence before several share it."""
 WIDEST = 64
 """Tensor ranks beyond which nothing is gained: collectives of small parts over many nodes."""

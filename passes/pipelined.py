@@ -14,7 +14,7 @@ from fourfold.passes.schedule import scheduled
 from fourfold.passes.schedule.timing import Timed, timed
 from fourfold.passes.steps import CallCost, StepTime, one_pass
 
-STEADY = 4
+STEADY = 2
 """Micro-steps a rank of the line that are timed; more repeat the steady middle."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 
 from fourfold.costmodel.collective import Op, collective_time
@@ -133,7 +134,8 @@ class Priced:
         paths = [call.path for call in self.calls]
         if not self.plan.bounds:
             return steps * sum(paths) / pp
-        each = [sum(paths[i] for i in stage.calls) for stage in stages(self.plan.graph, self.plan.bounds)]
+        cuts = (0, *self.plan.bounds, len(paths))
+        each = [sum(paths[a:b]) for a, b in pairwise(cuts)]
         ranks = (steps * sum(each[place::pp]) + sum(each[:place]) for place in range(pp))
         return self.optimizer + max(ranks)
 

@@ -19,6 +19,9 @@ from fourfold.passes.meshes import meshes
 from fourfold.passes.refusals import refusal
 from fourfold.passes.settings import settings
 
+THOROUGH = 64
+"""Ranks up to which every mesh is priced to its end, so that each one that does not fit is told."""
+
 Watch = Callable[[str, Plan], None]
 """Called with the name of a pass and the plan it made: the one way to look into a search."""
 
@@ -71,10 +74,12 @@ class Search:
         started = time.process_time()
         found: list[Candidate] = []
         lacking: dict[Mesh, list[tuple[float, Plan]]] = {}
+        beaten: list[float] = []
         for mesh in meshes(plan, self.costs.machine.ranks):
-            best, short = self._mesh(replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp)))
+            start = replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp))
+            best, short = self._mesh(start, self._limit(found), beaten)
             found += best
-            if not best:
+            if not best and short:
                 lacking[mesh] = short
         ranked = sorted(found, key=lambda candidate: candidate.estimate.step)
         refused = tuple(refusal(mesh, short, ranked) for mesh, short in lacking.items())
@@ -82,22 +87,39 @@ class Search:
             return None, refused
         chosen = replace(ranked[0].plan, log=tuple(self._log(ranked)))
         spent = time.process_time() - started
-        return Answer(chosen, ranked[0].estimate, tuple(ranked[1 : self.top + 1]), refused, solving=spent), refused
+        bound = min((*beaten, ranked[0].estimate.step))
+        beside = tuple(ranked[1 : self.top + 1])
+        return Answer(chosen, ranked[0].estimate, beside, refused, solving=spent, bound=bound), refused
 
-    def _mesh(self, plan: Plan) -> tuple[list[Candidate], list[tuple[float, Plan]]]:
+    def _limit(self, found: Sequence[Candidate]) -> float:
+        """Seconds that a plan must stay below to be among those asked for; on few ranks everything is priced."""
+        wanted = self.top + 1
+        if self.costs.machine.ranks <= THOROUGH or len(found) < wanted:
+            return float("inf")
+        return sorted(candidate.estimate.step for candidate in found)[wanted - 1]
+
+    def _mesh(self, plan: Plan, limit: float, beaten: list[float]) -> tuple[list[Candidate], list[tuple[float, Plan]]]:
         """The best plan of each ZeRO stage of one mesh; and the plans that do not fit, with the bytes they lack."""
         stages: dict[int, list[Plan]] = {}
         for one in settings(plan):
             stages.setdefault(one.zero, []).append(one)
         lacking: list[tuple[float, Plan]] = []
-        best = [self._stage(plans, lacking) for plans in stages.values()]
+        best = [self._stage(plans, lacking, limit, beaten) for plans in stages.values()]
         return [candidate for candidate in best if candidate is not None], lacking
 
-    def _stage(self, plans: Sequence[Plan], lacking: list[tuple[float, Plan]]) -> Candidate | None:
-        """The fastest of these plans; those that do not fit are added to `lacking`."""
+    def _stage(
+        self, plans: Sequence[Plan], lacking: list[tuple[float, Plan]], limit: float, beaten: list[float]
+    ) -> Candidate | None:
+        """The fastest of these plans; those that do not fit are added to `lacking`.
+
+        None, with the least floor left in `beaten`, as soon as none can be faster than `limit`.
+        """
         queue = [_Open(0.0, i, 0, plan) for i, plan in enumerate(plans)]
         while queue:
             first = heapq.heappop(queue)
+            if first.floor > limit:
+                beaten.append(first.floor)
+                return None
             if first.done > len(self.passes):
                 return Candidate(first.plan, self.costs.priced(first.plan).estimate())
             following = self._next(first, lacking)
@@ -119,7 +141,9 @@ class Search:
         step = self.passes[now.done]
         plan = step(now.plan)
         self.watch(type(step).__name__, plan)
-        return replace(now, floor=self.costs.priced(plan).floor, done=now.done + 1, plan=plan)
+        # Before the tensor axis cuts anything, each rank would seem to do all.
+        floor = self.costs.priced(plan).floor if plan.layouts else now.floor
+        return replace(now, floor=floor, done=now.done + 1, plan=plan)
 
     def _verify(self, plan: Plan, last: str) -> None:
         """Asserts that pass `last` kept every rule; equal layouts are looked at once."""

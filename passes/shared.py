@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
 
 from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, stream_time
+from fourfold.hardware.machine import Crossing
 from fourfold.hardware.topology import Machine
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import SIZES, Sharing
@@ -41,13 +42,24 @@ class Heads:
     causal: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shared:
     """A group of sp ranks on a machine, and how it shares."""
 
     machine: Machine
     mesh: Mesh
     sharing: Sharing
+
+    @cached_property
+    def crossing(self) -> Crossing:
+        """What the whole group crosses."""
+        return self.machine.crossing(self.mesh.group("sp"))
+
+    @cached_property
+    def neighbours(self) -> Crossing:
+        """What those that exchange heads cross."""
+        u = self.sharing.ulysses
+        return self.machine.crossing(self.mesh.group("sp")[: u if u > 1 else None])
 
     def seconds(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
         """One attention over `tokens` of the group in documents of `length`, on the rank that has most to do."""
@@ -90,16 +102,13 @@ class Shared:
     def _sent(self, sent: Sequence[Sent], many: float) -> float:
         """Messages that leave together: a shift to one peer, or a collective of all."""
         size, name = many * sum(one.bytes for one in sent), sent[0].name
-        group = self.mesh.group("sp")
         known, links = self.machine.calibration, self.machine.group
         if len(sent) == 1 and name not in ("all_gather", "all_to_all", "reduce_scatter"):
-            crossing = self.machine.crossing(group)
-            return collective_time("send_recv", size, crossing, calibration=known, group=links)
-        u = self.sharing.ulysses
-        members = group[:u] if name == "all_to_all" and 1 < u < len(group) else group
-        whole = size * len(members) / max(1, len(members) - 1)
+            return collective_time("send_recv", size, self.crossing, calibration=known, group=links)
+        crossing = self.neighbours if name == "all_to_all" else self.crossing
+        whole = size * crossing.size / max(1, crossing.size - 1)
         op: Literal["all_gather", "all_to_all"] = "all_gather" if name == "all_gather" else "all_to_all"
-        return collective_time(op, whole, self.machine.crossing(members), calibration=known, group=links)
+        return collective_time(op, whole, crossing, calibration=known, group=links)
 
     def _ran(self, event: Ran, heads: Heads, many: float, length: int) -> float:
         flops = attention_flops(event.heads, event.width, event.pairs) * many

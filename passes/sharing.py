@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Decision, Plan, Sharing
 from fourfold.passes.costs import Costs
+from fourfold.passes.load import load_of
 from fourfold.passes.pins import number
 
 
@@ -21,12 +22,17 @@ class ShareDocuments:
     """
 
     costs: Costs
+    known: dict[tuple[object, ...], Sharing] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> Plan:
         """The plan with the fastest way to share."""
         if plan.mesh.sp == 1:
             return plan
-        return replace(plan, sharing=min(options(plan), key=lambda one: self._seconds(plan, one)))
+        load = load_of(plan)
+        key = (plan.mesh.sp, plan.mesh.tp, load.tokens, load.length, tuple(plan.pins.items()))
+        if key not in self.known:
+            self.known[key] = min(options(plan), key=lambda one: self._seconds(plan, one))
+        return replace(plan, sharing=self.known[key])
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
         """Each way, and the seconds of attention of one micro-step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fourfold.costmodel.timeline import Task
 from fourfold.ir.schedule import COMPUTE, SENDS, Action, Schedule
@@ -60,7 +61,7 @@ def timed(schedule: Schedule, durations: Durations, *, send: Send = 0.0, queue: 
     `send` from the producer on. Where durations lack B they may give I and W instead, whose sum it is; gathers and
     reductions they lack take no time. Equal to `simulate(tasks(...))` without slow-down by overlap, and faster.
     """
-    graph = waits(schedule, queue=queue)
+    graph = _waits(schedule, queue)
     seconds = _seconds(graph.actions, durations, send)
     lag = _lags(graph, send)
     start, end = [0.0] * len(seconds), [0.0] * len(seconds)
@@ -78,6 +79,12 @@ def timed(schedule: Schedule, durations: Durations, *, send: Send = 0.0, queue: 
     for action, rank, took in zip(graph.actions, graph.ranks, seconds, strict=True):
         busy[rank] += took if action.kind in COMPUTE else 0.0
     return Timed(schedule, graph, tuple(start), tuple(end), tuple(busy), in_flight(schedule))
+
+
+@lru_cache(maxsize=64)
+def _waits(schedule: Schedule, queue: Queue) -> Waits:
+    """A schedule is timed with many durations: what waits for what stays."""
+    return waits(schedule, queue=queue)
 
 
 def tasks(schedule: Schedule, durations: Durations, *, send: Send = 0.0, queue: Queue = "pair") -> list[Task]:
