@@ -12,9 +12,10 @@ import shutil
 import socket
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,7 +42,7 @@ from fourfold.backends.checkpoint_index import (
     read,
     require,
 )
-from fourfold.backends.ranks import Ranks, together, told
+from fourfold.backends.ranks import Ranks, along, together, told
 from fourfold.hardware.errors import FourfoldError, RunError, UsageError
 from fourfold.ir.serial import to_json
 
@@ -59,15 +60,24 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is saved and loaded: the model's tensors by name, its optimizers and whatever else has a state."""
+    """What a rank saves and loads: its tensors by name, its optimizers and whatever else has a state.
+
+    `copies` are tensors that it shares with an earlier stage: that one saves them, both load them.
+    """
 
     tensors: Mapping[str, Tensor]
     optimizers: Mapping[str, Optimizer]
     stateful: Mapping[str, Stateful]
+    copies: frozenset[str]
 
     @classmethod
-    def of(cls, root: nn.Module, optimizer: Optimizer | None, stateful: Mapping[str, Any]) -> Contents:
-        """Optimizers among `stateful` are saved as the first one is. Raises UsageError for what has no state."""
+    def of(
+        cls, root: nn.Module, optimizer: Optimizer | None, stateful: Mapping[str, Any], copies: Container[int]
+    ) -> Contents:
+        """Optimizers among `stateful` are saved as the first one is; `copies` are ids of parameters.
+
+        Raises UsageError for what has no state.
+        """
         named = {"optimizer": optimizer, **stateful} if optimizer is not None else dict(stateful)
         optimizers = {k: v for k, v in named.items() if isinstance(v, Optimizer)}
         rest = {k: v for k, v in named.items() if k not in optimizers}
@@ -77,15 +87,17 @@ class Contents:
                     f"{name} is {type(value).__name__}: to be part of a checkpoint it needs state_dict() and "
                     "load_state_dict()"
                 )
-        return cls({**dict(root.named_parameters()), **dict(root.named_buffers())}, optimizers, rest)
+        tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        return cls(tensors, optimizers, rest, frozenset(n for n, t in tensors.items() if id(t) in copies))
 
     def names(self) -> dict[int, str]:
         """The name of each parameter by its id."""
         return {id(t): name for name, t in self.tensors.items()}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shape of each of the model's tensors."""
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
+    def shapes(self, ranks: Ranks) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each of the model's tensors, whatever stages they are on. A collective."""
+        stages = along(ranks.wire, {name: tuple(t.shape) for name, t in self.tensors.items()})
+        return {name: shape for stage in stages for name, shape in stage.items()}
 
 
 def save(folder: Path, contents: Contents, index: Index, ranks: Ranks) -> None:
@@ -96,7 +108,9 @@ def save(folder: Path, contents: Contents, index: Index, ranks: Ranks) -> None:
     """
     with together():
         records = {name: optimizer_state.record(o, contents.names()) for name, o in contents.optimizers.items()}
-        mine = {"rng": _rng(ranks.device), "stateful": _states(contents.stateful), "optimizers": records}
+        mine = {"rng": _rng(ranks.device), "stateful": _states(contents.stateful)}
+    stages = along(ranks.wire, records)
+    mine["optimizers"] = {name: optimizer_state.merged([stage[name] for stage in stages]) for name in records}
     name = told(f"step-{index.position.steps:08d}-{uuid.uuid4().hex[:8]}")
     data = folder / name
     try:
@@ -128,13 +142,18 @@ def load(folder: Path, contents: Contents, ranks: Ranks, *, computes: str) -> Po
     with together():
         text = read(folder) if ranks.rank == 0 else ""
     index = parsed(told(text), folder)
+    shapes = contents.shapes(ranks)
     with together():
-        check(index, contents.shapes(), folder)
+        check(index, shapes, folder)
         require(index, (*contents.optimizers, *contents.stateful), folder)
         alike = index.ranks == ranks.world
         mine = _rank_file(folder, folder / index.data / f"rank-{ranks.rank if alike else 0}.pt")
+        stepped = {name: optimizer_state.stepped(o, contents.names()) for name, o in contents.optimizers.items()}
+    stages = along(ranks.wire, stepped)
+    with together():
         for name, optimizer in contents.optimizers.items():
-            optimizer_state.check(mine["optimizers"][name], optimizer, contents.names())
+            known = chain.from_iterable(stage[name] for stage in stages)
+            optimizer_state.check(mine["optimizers"][name], optimizer, contents.names(), everywhere=known)
     parameters = {name: t for name, t in contents.tensors.items() if isinstance(t, nn.Parameter)}
     filled = {name: optimizer_state.empty(mine["optimizers"][name], parameters) for name in contents.optimizers}
     wanted = {**_model(contents), **_keyed(filled)}
@@ -161,11 +180,11 @@ def _keyed(states: Mapping[str, Mapping[tuple[str, str], Tensor]]) -> dict[str, 
 
 
 def _tensors(contents: Contents) -> dict[str, Tensor]:
-    names = contents.names()
-    return {
-        **_model(contents),
-        **_keyed({k: optimizer_state.tensors(o, names) for k, o in contents.optimizers.items()}),
-    }
+    """What this rank saves of tensors: none that an earlier stage saves."""
+    names, copies = contents.names(), contents.copies
+    states = {k: optimizer_state.tensors(o, names) for k, o in contents.optimizers.items()}
+    own = {k: {key: t for key, t in found.items() if key[0] not in copies} for k, found in states.items()}
+    return {**{f"model/{n}": t.detach() for n, t in contents.tensors.items() if n not in copies}, **_keyed(own)}
 
 
 def _states(stateful: Mapping[str, Stateful]) -> dict[str, Any]:

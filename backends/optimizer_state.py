@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,58 @@ def record(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
     return Record(type(optimizer).__name__, groups, settings, sharded, plain)
 
 
+def merged(records: Sequence[Record]) -> Record:
+    """One record of an optimizer whose ranks each step the parameters of their own stages.
+
+    Groups are joined by their place where all ranks have as many, with the same settings; else each stays one of its
+    own. A parameter of several stages counts where it is first.
+    """
+    groups, settings = _joined(records) if _in_step(records) else _apart(records)
+    return Record(
+        records[0].kind,
+        groups,
+        settings,
+        {name: keys for r in reversed(records) for name, keys in r.sharded.items()},
+        {name: values for r in reversed(records) for name, values in r.plain.items()},
+    )
+
+
+def _in_step(records: Sequence[Record]) -> bool:
+    first = records[0].settings
+    return all(
+        len(r.settings) == len(first) and all(map(_alike, r.settings, first)) and r.kind == records[0].kind
+        for r in records
+    )
+
+
+Groups = tuple[tuple[tuple[str, ...], ...], tuple[Mapping[str, Any], ...]]
+
+
+def _joined(records: Sequence[Record]) -> Groups:
+    names = zip(*(r.groups for r in records), strict=True)
+    return tuple(tuple(dict.fromkeys(n for group in groups for n in group)) for groups in names), records[0].settings
+
+
+def _apart(records: Sequence[Record]) -> Groups:
+    known: set[str] = set()
+    found: list[tuple[tuple[str, ...], Mapping[str, Any]]] = []
+    for each in records:
+        for group, settings in zip(each.groups, each.settings, strict=True):
+            fresh = tuple(name for name in group if name not in known)
+            known.update(fresh)
+            found += [(fresh, settings)] if fresh else []
+    return tuple(group for group, _ in found), tuple(settings for _, settings in found)
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two groups have the same settings; a learning rate may be a tensor."""
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a.cpu(), b.cpu()) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+
+    return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+
+
 def tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[tuple[str, str], Tensor]:
     """The sharded tensors of the state, by parameter and key."""
     return {
@@ -65,45 +117,75 @@ def tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[tuple[str, s
 
 
 def empty(found: Record, parameters: Mapping[str, nn.Parameter]) -> dict[tuple[str, str], Tensor]:
-    """Zeros to load the sharded tensors of a record into, each cut as its parameter is here."""
+    """Zeros to load the sharded tensors of a record into, each cut as its parameter is here, if it is here."""
     return {
         (name, key): torch.zeros_like(parameters[name].detach(), dtype=dtype)
         for name, keys in found.sharded.items()
+        if name in parameters
         for key, dtype in keys.items()
     }
 
 
-def check(found: Record, optimizer: Optimizer, names: Mapping[int, str]) -> None:
-    """Raises RunError when `optimizer` is of another class, or groups other parameters together, than the record's."""
+def stepped(optimizer: Optimizer, names: Mapping[int, str]) -> tuple[str, ...]:
+    """The parameters that the optimizer steps on this rank. Raises UsageError for one of another model."""
+    return tuple(_name(p, names) for group in optimizer.param_groups for p in group["params"])
+
+
+def check(found: Record, optimizer: Optimizer, names: Mapping[int, str], *, everywhere: Iterable[str]) -> None:
+    """Raises RunError when the record is not of this optimizer.
+
+    That is: one of another class, one that steps other parameters on all stages together (`everywhere`), or one that
+    puts parameters in a group which had different settings.
+    """
     if type(optimizer).__name__ != found.kind:
         raise RunError(
             f"the checkpoint holds the state of {found.kind}, and the optimizer is {type(optimizer).__name__}"
         )
-    here = [{_name(p, names) for p in group["params"]} for group in optimizer.param_groups]
-    there = [set(group) for group in found.groups]
-    if len(here) != len(there):
-        raise RunError(f"the checkpoint's optimizer has {len(there)} parameter groups, and this one {len(here)}")
-    for i, (mine, saved) in enumerate(zip(here, there, strict=True)):
-        other = sorted(mine ^ saved)
-        if other:
-            where = "only here" if other[0] in mine else "only in the checkpoint"
-            raise RunError(f"parameter group {i} differs: {other[0]} is {where}; group the same parameters together")
+    here, there = set(everywhere), {name for group in found.groups for name in group}
+    other = sorted(here ^ there)
+    if other:
+        where = "only here" if other[0] in here else "only in the checkpoint"
+        raise RunError(
+            f"the optimizer steps other parameters than the checkpoint's: {other[0]} is {where} ({len(other)} in all)"
+        )
+    owner = _owner(found)
+    for i, group in enumerate(optimizer.param_groups):
+        mine = [_name(p, names) for p in group["params"]]
+        unlike = [n for n in mine if not _alike(found.settings[owner[n]], found.settings[owner[mine[0]]])]
+        if unlike:
+            raise RunError(
+                f"parameter group {i} holds {mine[0]} and {unlike[0]}, which have different settings in the "
+                "checkpoint: put them in different groups"
+            )
 
 
 def restore(
     optimizer: Optimizer, found: Record, filled: Mapping[tuple[str, str], Tensor], names: Mapping[int, str]
 ) -> None:
-    """Puts a record and its tensors into `optimizer` through its own load_state_dict."""
+    """Puts what a record and its tensors say of this rank's parameters into `optimizer`, by its own load_state_dict.
+
+    A group takes the settings of its parameters; one without any here those of its place, if there are as many groups.
+    """
     numbers: dict[str, int] = {}
     groups = []
-    for group, settings in zip(optimizer.param_groups, found.settings, strict=True):
+    owner, as_many = _owner(found), len(optimizer.param_groups) == len(found.groups)
+    for i, group in enumerate(optimizer.param_groups):
         owned = [_name(p, names) for p in group["params"]]
+        at = owner[owned[0]] if owned else i if as_many else None
+        settings = {k: v for k, v in group.items() if k not in NOT_SETTINGS} if at is None else found.settings[at]
         numbers.update(zip(owned, range(len(numbers), len(numbers) + len(owned)), strict=True))
         groups.append({**_beside(settings, group), "params": [numbers[name] for name in owned]})
-    state: dict[int, dict[str, Any]] = {numbers[name]: dict(values) for name, values in found.plain.items()}
+    state: dict[int, dict[str, Any]] = {
+        numbers[name]: dict(values) for name, values in found.plain.items() if name in numbers
+    }
     for (name, key), value in filled.items():
         state[numbers[name]][key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _owner(found: Record) -> dict[str, int]:
+    """The group of each parameter."""
+    return {name: i for i, group in enumerate(found.groups) for name in group}
 
 
 def _beside(settings: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,8 @@ class Program:
         Fused weights are joined and tied ones stand under all their names. What forward never reads is as the model
         holds it, or left out where the model is on the meta device. A collective: call it on every rank.
         """
-        return weights.plain(self.root, self.graph, self.model, self._whole, keep=everywhere or self.ranks.rank == 0)
+        wire = self.ranks.wire
+        return weights.plain(self.root, self.graph, self.model, self._whole, wire=wire, everywhere=everywhere)
 
     def save(self, folder: str | Path, optimizer: Optimizer | None = None, **stateful: Any) -> None:
         """Writes a checkpoint that any plan of this model can load; what was in `folder` goes once the new one stands.
@@ -123,7 +124,7 @@ class Program:
         """
         self._require_weights()
         with together():
-            contents = Contents.of(self.root, optimizer, stateful)
+            contents = Contents.of(self.root, optimizer, stateful, self.tied.copies)
         index = Index(
             data="",
             model=self.graph.name,
@@ -135,7 +136,7 @@ class Program:
             versions={"fourfold": version(), "torch": torch.__version__},
             optimizers={name: type(o).__name__ for name, o in contents.optimizers.items()},
             stateful=tuple(contents.stateful),
-            tensors=contents.shapes(),
+            tensors=contents.shapes(self.ranks),
             schema=SCHEMA,
         )
         checkpoint.save(Path(folder), contents, index, self.ranks)
@@ -147,7 +148,7 @@ class Program:
         rank for a missing or damaged checkpoint and for one of another model (see checkpoint.load).
         """
         with together():
-            contents = Contents.of(self.root, optimizer, stateful)
+            contents = Contents.of(self.root, optimizer, stateful, self.tied.copies)
         position = checkpoint.load(Path(folder), contents, self.ranks, computes=computation(self.graph))
         self.filled = True
         self.steps_done, self.sequences_seen = position.steps, position.sequences

@@ -165,6 +165,14 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
+def along(wire: Wire, value: Any) -> list[Any]:
+    """What every rank of this line of stages passed, from the first stage on."""
+    found: list[Any] = [value] * len(wire.members)
+    if len(found) > 1:
+        dist.all_gather_object(found, value, group=wire.group)
+    return found
+
+
 def told(value: Any) -> Any:
     """What rank 0 passed, on every rank."""
     box = [value]
@@ -187,12 +195,16 @@ def from_first(make: Callable[[], str], *, device: torch.device | None = None, t
 
 
 def same(values: Mapping[str, str], what: str) -> None:
-    """Raises RunError on every rank, naming the first entry that some rank holds otherwise than rank 0."""
-    first, *others = gathered(dict(values))
-    for rank, other in enumerate(others, 1):
-        bad = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-        if bad:
-            raise RunError(f"{what}: {bad[0]} differs between rank 0 and rank {rank}")
+    """Raises RunError on every rank, naming the first entry that some rank holds otherwise than the first that has it.
+
+    A stage of a pipeline holds but some entries.
+    """
+    known: dict[str, tuple[int, str]] = {}
+    for rank, held in enumerate(gathered(dict(values))):
+        for name, value in held.items():
+            first, wanted = known.setdefault(name, (rank, value))
+            if value != wanted:
+                raise RunError(f"{what}: {name} differs between rank {first} and rank {rank}")
 
 
 def _world() -> int:

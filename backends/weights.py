@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,10 +11,21 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from fourfold.backends.pipeline import Wire
+from fourfold.backends.ranks import along
 from fourfold.hardware.errors import ModelError
 from fourfold.ir.graph import Graph
 
 Lookup = Callable[[str], Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where one of the program's tensors lies: the first place in the line of stages; its whole shape, its dtype."""
+
+    place: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def fill(root: nn.Module, graph: Graph, source: Lookup, place: Callable[[str, Tensor], Tensor]) -> tuple[str, ...]:
@@ -92,19 +104,58 @@ def tensor_part(stored: dict[str, Shard | Replicate], rank: int, size: int) -> C
     return place
 
 
-def plain(
-    root: nn.Module, graph: Graph, model: nn.Module, gather: Callable[[str, Tensor], Tensor], *, keep: bool
-) -> dict[str, Tensor]:
-    """The model's state_dict from a program's tensors, on the CPU; empty unless `keep`.
+def homes(root: nn.Module, wire: Wire) -> dict[str, Home]:
+    """All tensors of the program by name, in the order of its stages, of which a rank holds but some. A collective."""
+    own = {n: (tuple(t.shape), t.dtype) for n, t in (*root.named_parameters(), *root.named_buffers())}
+    found: dict[str, Home] = {}
+    for place, tensors in enumerate(along(wire, own)):
+        for name, (shape, dtype) in tensors.items():
+            found.setdefault(name, Home(place, shape, dtype))
+    return found
 
-    `gather(name, part)` returns the whole of a tensor and is called on all ranks, in the same order.
+
+def carried(mine: Tensor | None, home: Home, wire: Wire, *, everywhere: bool) -> Tensor | None:
+    """A whole tensor on rank 0, or on all ranks: `mine` on the ranks of its stage. Elsewhere None. A collective."""
+    rank, source = dist.get_rank(), wire.members[home.place]
+    if everywhere and len(wire.members) > 1:
+        mine = _empty(home) if mine is None else mine.contiguous()
+        dist.broadcast(mine, source, group=wire.group)
+    elif wire.members[0] == 0 and home.place > 0 and not everywhere:
+        if rank == 0:
+            mine = _empty(home)
+            dist.recv(mine, source, group=wire.group)
+        elif mine is not None:
+            dist.send(mine.contiguous(), 0, group=wire.group)
+    return mine if everywhere or rank == 0 else None
+
+
+def _empty(home: Home) -> Tensor:
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return torch.empty(home.shape, dtype=home.dtype, device=device)
+
+
+def plain(
+    root: nn.Module,
+    graph: Graph,
+    model: nn.Module,
+    gather: Callable[[str, Tensor], Tensor],
+    *,
+    wire: Wire,
+    everywhere: bool,
+) -> dict[str, Tensor]:
+    """The model's state_dict from a program's tensors, on the CPU; empty beyond rank 0 unless `everywhere`.
+
+    `gather(name, part)` returns the whole of a tensor and is called on all ranks of its stage, in the same order.
     """
+    held = dict((*root.named_parameters(), *root.named_buffers()))
     found: dict[str, Tensor] = {}
-    for name, target in (*root.named_parameters(), *root.named_buffers()):
-        value = gather(name, target)
-        if keep:
+    place = wire.members.index(dist.get_rank())
+    for name, home in homes(root, wire).items():
+        mine = gather(name, held[name]) if home.place == place else None
+        value = carried(mine, home, wire, everywhere=everywhere)
+        if value is not None:
             found[name] = value.cpu()
-    if not keep:
+    if not everywhere and dist.get_rank() != 0:
         return {}
     own = dict(_tensors(model))
     by_tensor = {id(own[name]): value.reshape(own[name].shape) for name, value in _unsplit(found, graph, own).items()}
