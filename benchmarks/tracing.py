@@ -15,9 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 Interval = tuple[float, float]
 
 
-def traced(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """The summary of one call of `step`, which is run once before. Seconds; {} of kernels where there is no GPU."""
-    step()
+def traced(step: Callable[[], object], device: torch.device, *, warm: bool = False) -> dict[str, Any]:
+    """The summary of one call of `step`, run once before unless it is `warm`. Seconds; no kernels without a GPU."""
+    if not warm:
+        step()
     if device.type == "cuda":
         # What is still running would fall into the trace.
         torch.cuda.synchronize(device)
@@ -34,6 +35,8 @@ def traced(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
 
 def summary(kernels: Sequence[Mapping[str, Any]], top: int = 25) -> dict[str, Any]:
     """Seconds of the whole, of computation, of communication, of communication alone, of nothing; the longest kernels.
+
+    exposed: while communication runs and no computation does; exposed_share: of the whole.
 
     kernels: events of a chrome trace, `ts` and `dur` in microseconds.
     """
@@ -54,6 +57,7 @@ def summary(kernels: Sequence[Mapping[str, Any]], top: int = 25) -> dict[str, An
         "communication": length(talk),
         "exposed": length(both) - length(work),
         "idle": whole - length(both),
+        "exposed_share": (length(both) - length(work)) / whole,
         "kernels": [{"name": name[:160], "calls": len(v), "seconds": sum(v)} for name, v in longest],
     }
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
@@ -25,11 +26,15 @@ PATIENCE = 90.0
 
 @dataclass
 class Turns:
-    """The rows so far, where they are written, and the seconds all may take."""
+    """The rows so far, where they are written, and the seconds all may take.
+
+    limit: seconds after which a turn that does not end is an error row, and the run ends with it.
+    """
 
     out: Path
     budget: float
     started: float
+    limit: float | None = None
     rows: list[Row] = field(default_factory=list)
     number: int = 0
     last: float = 0.0
@@ -40,15 +45,18 @@ class Turns:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def take(self, program: str, name: str, turn: Callable[[], Row]) -> Row | None:
+    def take(self, program: str, name: str, turn: Callable[[], Row], *, least: float = 0.0) -> Row | None:
         """The row of one turn, from the slowest and fullest rank; with its error if any rank had one.
 
-        None when the time is up, by the first rank's watch.
+        None when the time is up, by the first rank's watch: a turn as long as the last one, and at least `least`
+        seconds, would not fit.
         """
-        if not self._time():
+        if not self.room(max(least, min(60.0, 1.2 * self.last))):
             return None
         began = time.monotonic()
+        guard = self._guard(Row(program, name, error=f"did not end in {self.limit} s"))
         row = _tried(program, name, turn)
+        guard.cancel()
         row = self._agreed(replace(row, setup=time.monotonic() - began - row.first))
         self.last = time.monotonic() - began
         self.add(row)
@@ -67,13 +75,13 @@ class Turns:
         if self.rank == 0:
             (self.out / name).write_text(json.dumps(found, indent=1) + "\n")
 
-    def _time(self) -> bool:
-        """Whether another turn as long as the last one still fits."""
+    def room(self, seconds: float) -> bool:
+        """Whether so many seconds are left, by the first rank's watch; every rank must ask."""
         self.number += 1
         key = f"{self.number}/go"
         if self.rank == 0:
             left = self.budget - (time.monotonic() - self.started)
-            self.store.set(key, "1" if left > min(60.0, 1.2 * self.last) else "")
+            self.store.set(key, "1" if left > seconds else "")
         return bool(self.store.get(key))
 
     def _agreed(self, mine: Row) -> Row:
@@ -89,6 +97,14 @@ class Turns:
             return replace(rows[0], error=failed.error, seconds=0.0, per_rank=0.0, mfu=0.0)
         peaks = {name: max(getattr(row, name) for row in rows) for name in ("allocated", "reserved")}
         return replace(max(rows, key=lambda row: row.seconds), **peaks)
+
+    def _guard(self, row: Row) -> Timer:
+        """Ends the run with `row` if it is not cancelled in time; the first rank, which writes, is the first to go."""
+        guard = Timer((self.limit or 1e6) + 5.0 * (self.rank > 0), self._end, (row,))
+        guard.daemon = True
+        if self.limit is not None:
+            guard.start()
+        return guard
 
     def _end(self, mine: Row) -> None:
         """Another rank is stuck in a collective that this one left: what is written stays, the processes go."""
