@@ -6,7 +6,7 @@
     PYTHONPATH=src torchrun --nproc_per_node 2 benchmarks/long_context.py --tiny --out out
 
 rows.jsonl under --out gets a line after every variant; those in --seen are not run again. Before anything is timed,
-loss and gradient norm are held against one rank alone (numerics.json). A step of each program's best variant is traced.
+loss and gradients are held against one rank alone (numerics.json). A step of each program's best variant is traced.
 128k sweeps context_parallel's settings; the other lengths run the two that were best there.
 """
 

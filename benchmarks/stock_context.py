@@ -108,11 +108,10 @@ class ContextProgram:
         return loss
 
     def gradients(self, batch: Tensor) -> tuple[float, float]:
-        """The loss of the global batch and the norm of its gradients, which are then dropped."""
+        """The loss of the global batch and the norm of its gradients, which stay in the parameters."""
         loss = self._backward(batch, Clock(self.shape.device))
         dist.all_reduce(loss)
         norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), 1e9)
-        self.optimizer.zero_grad(set_to_none=True)
         return float(loss) / dist.get_world_size(), float(norm.full_tensor())
 
     def close(self) -> None:
