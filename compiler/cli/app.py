@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fourfold.compiler.cli import planning, proving, running
+from fourfold.compiler.cli import planning, proving, running, simulating
 from fourfold.compiler.cli.demo import demo
 from fourfold.compiler.cli.ending import ended
 from fourfold.compiler.cli.hardware import hardware
@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("show", planning.show_plan),
     ("why", planning.why),
     ("diff", planning.diff),
+    ("simulate", simulating.simulate),
     ("verify", proving.verify),
     ("run", running.run),
     ("demo", demo),
