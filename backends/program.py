@@ -22,7 +22,7 @@ from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
-from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
+from fourfold.backends.ranks import TIMEOUT, Ranks, join, reachable, same, together
 from fourfold.backends.sequences import Document, limits_of
 from fourfold.backends.sharding import Sharding
 from fourfold.backends.step import Step
@@ -62,7 +62,7 @@ class Program:
     def __init__(
         self, model: nn.Module, plan: Plan, graph: Graph, options: Options, schedule: Schedules = in_turn
     ) -> None:
-        self.plan, self.model, self.schedule = plan, model, schedule
+        self.plan, self.model, self.schedule, self.timeout = plan, model, schedule, options.timeout
         self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
@@ -184,14 +184,16 @@ class Program:
         over supervised targets, divided by their weight in the whole batch. Raises UsageError for an empty batch or a
         sequence too long, RunError when ranks pass different batches.
         """
-        loss = self._run(batch, backward=True)
+        with reachable(f"step {self.steps_done + 1}", self.timeout):
+            loss = self._run(batch, backward=True)
         self.steps_done += 1
         return loss
 
     @torch.no_grad()
     def evaluate(self, batch: Sequence[Any]) -> float:
         """The loss of the global batch without gradients or dropout."""
-        loss = self._run(batch, backward=False)
+        with reachable("evaluation", self.timeout):
+            loss = self._run(batch, backward=False)
         self.sharding.reshard()
         return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from fourfold.backends.collectives import Axis
 from fourfold.backends.pipeline import Wire
@@ -24,6 +26,10 @@ from fourfold.ir.mesh import Mesh
 
 TIMEOUT = 600.0
 """Seconds a collective waits for the slowest rank before the run fails."""
+
+
+LOST = ("gloo/transport", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""Words of the errors that tell of another rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,36 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     device = _enter(device, timeout)
     replicate, sharded = (1, mesh.pool) if shard else (mesh.pool, 1)
     shape = (mesh.pp, replicate, sharded, mesh.tp)
-    grid = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "replicate", "shard", "tp"))
+    grid = _grid(device, shape, timedelta(seconds=timeout))
     group = grid["tp"].get_group()
     rank = dist.get_rank()
     tensor = Axis(group.group_name, mesh.tp, rank % mesh.tp)
-    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank), _wire(mesh, grid, rank))
+    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank, timedelta(seconds=timeout)), _wire(mesh, grid, rank))
+
+
+def _grid(device: torch.device, shape: tuple[int, ...], timeout: timedelta) -> DeviceMesh:
+    """The mesh, whose groups wait no longer than the whole one does: left alone, torch gives them its own default."""
+    names = ("pp", "replicate", "shard", "tp")
+    if device.type == "cuda":
+        grid = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        for name in names:
+            _set_pg_timeout(timeout, grid[name].get_group())
+        return grid
+    # gloo's point-to-point keeps to the timeout its group was made with.
+    ranks = torch.arange(math.prod(shape)).view(shape)
+    lines = [ranks.movedim(dim, -1).reshape(-1, size).tolist() for dim, size in enumerate(shape)]
+    return DeviceMesh.from_group([_own(each, timeout) for each in lines], "cpu", mesh=ranks, mesh_dim_names=names)
+
+
+def _own(lines: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:
+    """The group of this rank's line; one of all ranks is there already."""
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    if len(lines) == 1:
+        return everyone
+    made, _ = dist.new_subgroups_by_enumeration(lines, timeout)  # type: ignore[no-untyped-call]
+    assert isinstance(made, dist.ProcessGroup)
+    return made
 
 
 def _wire(mesh: Mesh, grid: DeviceMesh, rank: int) -> Wire:
@@ -101,7 +132,7 @@ def _wire(mesh: Mesh, grid: DeviceMesh, rank: int) -> Wire:
     return Wire(members, grid["pp"].get_group() if mesh.pp > 1 else None)
 
 
-def _sequence(mesh: Mesh, rank: int) -> TorchComm:
+def _sequence(mesh: Mesh, rank: int, timeout: timedelta) -> TorchComm:
     """This rank among those that share its documents, on a communicator of the whole pool, made once at the start."""
     everyone = dist.group.WORLD
     assert everyone is not None
@@ -113,8 +144,7 @@ def _sequence(mesh: Mesh, rank: int) -> TorchComm:
         for first in range(0, mesh.ranks, stage)
         for tp in range(mesh.tp)
     ]
-    made, _ = dist.new_subgroups_by_enumeration(pools)  # type: ignore[no-untyped-call]
-    assert made is not None
+    made = _own(pools, timeout)
     pool = pools[rank // stage * mesh.tp + rank % mesh.tp]
     first = pool.index(rank) // mesh.sp * mesh.sp
     return TorchComm(tuple(pool[first : first + mesh.sp]), made)
@@ -133,6 +163,24 @@ def launch_line(ranks: int) -> str:
         f"torchrun --nnodes {ranks // here} --nproc_per_node {here} --rdzv_backend c10d "
         f"--rdzv_endpoint <first host>:29500 {script}  (the same on every host)"
     )
+
+
+@contextmanager
+def reachable(what: str, timeout: float) -> Iterator[None]:
+    """Runs a body of collectives; where another rank is lost in it, raises RunError that says so, and why.
+
+    On GPUs NCCL's own watchdog may end the process before.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST) and not isinstance(error, dist.DistError):
+            raise
+        why = str(error).strip().splitlines()[0].rsplit("] ", 1)[-1].split(". ")[0]
+        raise RunError(
+            f"{what} ended on rank {dist.get_rank()}: another rank died, or hung for {timeout:g} s ({why}); see what "
+            "that rank wrote, and start again from the last checkpoint (torchrun --max-restarts does)"
+        ) from error
 
 
 @contextmanager
