@@ -151,8 +151,7 @@ class Executor:
         assert action.peer is not None
         peer = self.wire.members[self.schedule.owner[action.peer]]
         held = tuple(x.detach().contiguous() for x in tensors)
-        works = [dist.isend(x, peer, group=self.wire.group) for x in held]
-        self.leaving.append(([w for w in works if w is not None], held))
+        self.leaving.append((self._posted(dist.isend, held, peer), held))
 
     def _receive(self, action: Action) -> None:
         assert action.peer is not None
@@ -162,8 +161,13 @@ class Executor:
         else:
             given = _chosen(self.held[action.stage, action.micro_step].given, self.worker.crosses(action.stage))
             buffers = tuple(x.new_empty(x.shape) for x in given)
-        works = [dist.irecv(x, peer, group=self.wire.group) for x in buffers]
-        self.arriving[action.kind[-1], action.stage, action.micro_step] = ([w for w in works if w is not None], buffers)
+        works = self._posted(dist.irecv, buffers, peer)
+        self.arriving[action.kind[-1], action.stage, action.micro_step] = (works, buffers)
+
+    def _posted(self, how: Callable[..., object], tensors: Tensors, peer: int) -> list[dist.Work]:
+        """The messages of one action, together."""
+        ops = [dist.P2POp(how, x, peer, self.wire.group) for x in tensors if x.numel()]  # type: ignore[arg-type]
+        return list(dist.batch_isend_irecv(ops)) if ops else []
 
     def _gradients(self, stage: int, taken: Tensors) -> Tensors:
         """Of what a stage took and can have one; zero where nothing it computed depends on it."""

@@ -11,6 +11,7 @@ from fourfold.passes.laid import LaidGraph
 from fourfold.passes.load import Load, load_of
 from fourfold.passes.price import Priced, seconds_of
 from fourfold.passes.seconds import Seconds
+from fourfold.passes.steps import CallCost
 from fourfold.passes.work import BlockWork, work
 
 Key = tuple[int, int, Sharing | None, Load]
@@ -28,6 +29,7 @@ class Costs:
     _seconds: dict[Key, Seconds] = field(default_factory=dict)
     _laid: dict[tuple[int, int], LaidGraph] = field(default_factory=dict)
     _work: dict[tuple[int, Key], Mapping[str, BlockWork]] = field(default_factory=dict)
+    _calls: dict[tuple[int, Key], dict[tuple[object, ...], CallCost]] = field(default_factory=dict)
 
     def seconds(self, plan: Plan) -> Seconds:
         """The prices of ops under a plan's tensor axis and load."""
@@ -42,7 +44,7 @@ class Costs:
         key = id(plan.layouts), _key(plan)
         if key not in self._work:
             self._work[key] = {name: work(block, seconds) for name, block in laid.blocks.items()}
-        return Priced(plan, self.machine, laid, self._work[key])
+        return Priced(plan, self.machine, laid, self._work[key], self._calls.setdefault(key, {}))
 
     def _laid_graph(self, plan: Plan) -> LaidGraph:
         """Kept with its layouts, so that no other object can get their identity."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -41,6 +41,9 @@ class Priced:
     machine: Machine
     laid: LaidGraph
     work: Mapping[str, BlockWork]
+    known: dict[tuple[object, ...], CallCost] = field(default_factory=dict, repr=False)
+    """Costs of calls by block, recompute mode, ZeRO stage and pool, for this work: plans that differ in nothing else
+    share them."""
 
     @cached_property
     def modes(self) -> tuple[str, ...]:
@@ -60,11 +63,15 @@ class Priced:
     @cached_property
     def calls(self) -> tuple[CallCost, ...]:
         """The cost of every call in order."""
-        found = {
-            (block, mode): self._call(block, mode)
-            for block, mode in dict.fromkeys(zip(self._blocks(), self.modes, strict=True))
-        }
-        return tuple(found[key] for key in zip(self._blocks(), self.modes, strict=True))
+        pairs = list(zip(self._blocks(), self.modes, strict=True))
+        found = {pair: self._known_call(*pair) for pair in dict.fromkeys(pairs)}
+        return tuple(found[pair] for pair in pairs)
+
+    def _known_call(self, name: str, mode: str) -> CallCost:
+        key = (name, mode, self.plan.zero, self.plan.mesh.pool)
+        if key not in self.known:
+            self.known[key] = self._call(name, mode)
+        return self.known[key]
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:

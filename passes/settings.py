@@ -11,8 +11,11 @@ from fourfold.passes.load import rounded
 from fourfold.passes.meshes import layers
 from fourfold.passes.pins import number
 
-DENSE = 16
-"""Every number of micro-steps up to this one is tried, above it steps of a fifth."""
+FEW = 64
+"""Ranks up to which the numbers of micro-steps are tried densely; more ranks have meshes enough to choose from."""
+
+DENSE = {True: (16, 1.2), False: (4, 1.5)}
+"""For few ranks and for many: every number of micro-steps up to this one is tried, above it by this factor."""
 
 SPARE = 1.05
 """Room in a micro-step beyond its mean, so that sequences of many lengths can be dealt."""
@@ -66,11 +69,13 @@ def most_micro_steps(plan: Plan) -> int:
 
 
 def _counts(plan: Plan) -> Iterator[int]:
-    """1, 2, 3, .. and then ever sparser."""
+    """1, 2, 3, .. and then ever sparser; those of a pipeline that fill its line without a rest."""
     n, most = 1, most_micro_steps(plan)
+    dense, factor = DENSE[plan.mesh.ranks <= FEW]
     while n < most:
         yield n
-        n = n + 1 if n < DENSE else ceil(n * 1.2)
+        n = n + 1 if n < dense else ceil(n * factor)
+        n = n if plan.mesh.ranks <= FEW or n <= plan.mesh.pp else min(most, -(-n // plan.mesh.pp) * plan.mesh.pp)
     yield most
 
 
