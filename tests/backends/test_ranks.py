@@ -137,7 +137,7 @@ for step in range(1000):
         raise
     if how == "train" and step == 2:
         break
-print("done", program.steps_done, flush=True)
+print(f"done {program.steps_done}\\n", end="", flush=True)
 os._exit(0)
 """
 
