@@ -166,7 +166,7 @@ class Executor:
 
     def _posted(self, how: Callable[..., object], tensors: Tensors, peer: int) -> list[dist.Work]:
         """The messages of one action, together."""
-        ops = [dist.P2POp(how, x, peer, self.wire.group) for x in tensors if x.numel()]  # type: ignore[arg-type]
+        ops = [dist.P2POp(how, x, peer, self.wire.group) for x in tensors if x.numel()]
         return list(dist.batch_isend_irecv(ops)) if ops else []
 
     def _gradients(self, stage: int, taken: Tensors) -> Tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from math import prod
 
 from fourfold.ir.estimate import Candidate, Estimate, Refusal
@@ -55,6 +56,12 @@ def layout(plan: Plan) -> Section:
     rows = [("micro-steps", f"{plan.micro_steps} of at most {plan.capacity:,} tokens a rank")]
     modes = plan.recompute or ("none",) * len(plan.graph.calls)
     rows.append(("recompute", ", ".join(f"{m}: {modes.count(m)} blocks" for m in RECOMPUTE if m in modes)))
+    if plan.mesh.pp > 1:
+        cuts = (0, *plan.bounds, len(plan.graph.calls))
+        sizes_of = [str(b - a) for a, b in pairwise(cuts)]
+        rows.append(("stages", f"{plan.schedule}, {' + '.join(sizes_of)} calls"))
+    if plan.mesh.sp > 1:
+        rows.append(("sequence", f"{plan.sharing}, over {plan.mesh.sp} ranks"))
     return Section(f"Plan: {headline(plan)}", tuple(rows))
 
 

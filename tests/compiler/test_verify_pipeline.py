@@ -1,4 +1,4 @@
-"""Plans in pipeline stages equal the plain module: schedules, ZeRO stages, tied weights, with every other axis beside."""
+"""Plans in pipeline stages equal the plain module: schedules, ZeRO stages, tied weights, every other axis beside."""
 
 from __future__ import annotations
 
@@ -53,3 +53,33 @@ def verified(case: str, **options: Any) -> Report:
 def test_a_plan_equals_the_plain_module(case: str) -> None:
     report = verified(case, steps=1)
     assert report.passed, str(report)
+
+
+FOUR = {
+    "dp2xpp2xtp2": Mesh(dp=2, pp=2, tp=2),
+    "dp2xpp2xsp2": Mesh(dp=2, pp=2, sp=2),
+    "dp2xsp2xtp2": Mesh(dp=2, sp=2, tp=2),
+    "pp2xsp2xtp2": Mesh(pp=2, sp=2, tp=2),
+    "dp2xpp2xsp2xtp2": Mesh(dp=2, pp=2, sp=2, tp=2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mesh", FOUR)
+def test_three_and_four_axes_at_once(mesh: str, family: str) -> None:
+    """8 and 16 processes: loss, every gradient, the clipped steps and the norm, in float32."""
+    degrees = FOUR[mesh]
+    plan = planned.plan_for(
+        FAMILIES[family](),
+        degrees,
+        zero=1,
+        recompute="regions",
+        micro_steps=2,
+        bounds=(2,) if degrees.pp > 1 else (),
+        sharing=Sharing("ring", "zigzag"),
+    )
+    report = verify(FAMILIES[family](), plan, dtype="float32", steps=1, ranks=degrees.ranks)
+    assert report.passed, str(report)
+    norm = next(check for check in report.checks if check.kind == "norm")
+    assert norm.error <= 1e-5
