@@ -22,7 +22,8 @@ from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
-from fourfold.backends.ranks import TIMEOUT, Ranks, join, reachable, same, together
+from fourfold.backends.lost import reachable
+from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.sequences import Document, limits_of
 from fourfold.backends.sharding import Sharding
 from fourfold.backends.step import Step

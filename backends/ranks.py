@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from fourfold.backends.collectives import Axis
 from fourfold.backends.pipeline import Wire
@@ -26,10 +27,6 @@ from fourfold.ir.mesh import Mesh
 
 TIMEOUT = 600.0
 """Seconds a collective waits for the slowest rank before the run fails."""
-
-
-LOST = ("gloo/transport", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""Words of the errors that tell of another rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +141,9 @@ def _sequence(mesh: Mesh, rank: int, timeout: timedelta) -> TorchComm:
         for first in range(0, mesh.ranks, stage)
         for tp in range(mesh.tp)
     ]
-    made = _own(pools, timeout)
+    # Even where the pool is all ranks: on a GPU the small talk of a step must not queue behind attention's messages.
+    made, _ = dist.new_subgroups_by_enumeration(pools, timeout)  # type: ignore[no-untyped-call]
+    assert made is not None
     pool = pools[rank // stage * mesh.tp + rank % mesh.tp]
     first = pool.index(rank) // mesh.sp * mesh.sp
     return TorchComm(tuple(pool[first : first + mesh.sp]), made)
@@ -163,24 +162,6 @@ def launch_line(ranks: int) -> str:
         f"torchrun --nnodes {ranks // here} --nproc_per_node {here} --rdzv_backend c10d "
         f"--rdzv_endpoint <first host>:29500 {script}  (the same on every host)"
     )
-
-
-@contextmanager
-def reachable(what: str, timeout: float) -> Iterator[None]:
-    """Runs a body of collectives; where another rank is lost in it, raises RunError that says so, and why.
-
-    On GPUs NCCL's own watchdog may end the process before.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in LOST) and not isinstance(error, dist.DistError):
-            raise
-        why = str(error).strip().splitlines()[0].rsplit("] ", 1)[-1].split(". ")[0]
-        raise RunError(
-            f"{what} ended on rank {dist.get_rank()}: another rank died, or hung for {timeout:g} s ({why}); see what "
-            "that rank wrote, and start again from the last checkpoint (torchrun --max-restarts does)"
-        ) from error
 
 
 @contextmanager
@@ -283,15 +264,29 @@ def _device() -> torch.device:
 
 
 def _start(device: torch.device, timeout: timedelta) -> None:
-    alone = "RANK" not in os.environ
     try:
+        store, rank, world = _store(timeout)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=HashStore() if alone else None,
-            rank=0 if alone else -1,
-            world_size=1 if alone else -1,
+            store=store,
+            rank=rank,
+            world_size=world,
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, ValueError) as error:
         raise RunError(f"the processes could not find each other: {error}") from error
+
+
+def _store(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where processes find each other; torch's own way (None, -1, -1) unless alone or started again by torchrun.
+
+    torchrun keeps one store over its restarts: addresses of processes that are gone would still be found in it.
+    """
+    if "RANK" not in os.environ:
+        return HashStore(), 0, 1
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return None, -1, -1
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    return PrefixStore(f"restart-{restarts}", store), rank, world
