@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fourfold.compiler.cli import options
+from fourfold.compiler.cli import options, picture
 from fourfold.compiler.cli.asking import Question
 from fourfold.compiler.cli.planning import answered, saved
-from fourfold.compiler.cli.render import dump, show
-from fourfold.hardware.errors import UsageError
+from fourfold.compiler.cli.render import dump, say, show
+from fourfold.hardware.errors import RunError, UsageError
+from fourfold.ir import profiled
 from fourfold.ir.text import Section, percent, seconds
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fourfold.passes.charting import Simulated
 
 WIDEST = 160
+ALIKE = 1.01
+"""Ratio up to which the timeline of all micro-steps and the price agree."""
 
 
 def simulate(
@@ -50,15 +53,40 @@ def simulate(
     question = Question(
         model, hardware, length, lengths, tokens_per_step, optimizer, precision, pin or (), override or ()
     )
+    if png is not None:
+        picture.check()
+    # Read first: a mistake in it is told before the planner's work.
+    beside = (profiled.measured(measured),) if measured else ()
     plan = _plan(question, quiet=as_json)
     from fourfold.passes.charting import simulated
 
-    found = simulated(plan, whole=whole)
-    charts = (found.chart,)
+    found = simulated(plan, whole=whole or bool(beside))
+    charts = (found.chart, *beside)
+    _write(charts, trace=trace, svg=svg, png=png)
     if as_json:
         dump(as_data(found, charts))
-    else:
-        _print(plan, found, charts)
+        return
+    _print(plan, found, charts)
+    for path in filter(None, (trace, svg, png)):
+        say(f"wrote {path}")
+
+
+def _write(charts: Sequence[Chart], *, trace: str | None, svg: str | None, png: str | None) -> None:
+    """The files asked for. Raises RunError where one cannot be written."""
+    from fourfold.ir import chart, drawing
+
+    made: tuple[tuple[str | None, Callable[[str], object]], ...] = (
+        (trace, lambda path: Path(path).write_text(json.dumps(chart.trace(charts)), encoding="utf-8")),
+        (svg, lambda path: Path(path).write_text(drawing.svg(charts), encoding="utf-8")),
+        (png, lambda path: picture.png(charts, path)),
+    )
+    for path, write in made:
+        if path is None:
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _plan(question: Question, *, quiet: bool) -> Plan:
@@ -72,7 +100,7 @@ def _plan(question: Question, *, quiet: bool) -> Plan:
 
 
 def is_plan(name: str, *, planned: bool) -> bool:
-    """Whether a name is that of a saved plan: a JSON file, with no machine to plan for or with a plan's schema."""
+    """Whether a name is that of a saved plan: a JSON file, with no machine to plan for, or one that holds a graph."""
     if not name.endswith(".json"):
         return False
     if not planned:
@@ -81,19 +109,19 @@ def is_plan(name: str, *, planned: bool) -> bool:
         found = json.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and str(found.get("schema", "")).startswith("fourfold.plan/")
+    return isinstance(found, dict) and "graph" in found
 
 
 def _print(plan: Plan, found: Simulated, charts: Sequence[Chart]) -> None:
     from fourfold.ir.gantt import text
     from fourfold.ir.report import headline
 
-    show([Section(f"{headline(plan)}: {seconds(found.step)} a step", tuple(_figures(plan, found)))])
+    show([Section(f"{headline(plan)}: {seconds(found.step)} a step", tuple(_figures(plan, found, charts[1:])))])
     print()
     print("\n".join(text(charts, min(WIDEST, Console().width))))
 
 
-def _figures(plan: Plan, found: Simulated) -> Iterator[tuple[str, str]]:
+def _figures(plan: Plan, found: Simulated, beside: Sequence[Chart]) -> Iterator[tuple[str, str]]:
     """What the drawing shows and what it leaves away, and the figures of the whole step."""
     each = plan.mesh.ranks // plan.mesh.pp
     if plan.mesh.pp > 1:
@@ -108,8 +136,13 @@ def _figures(plan: Plan, found: Simulated) -> Iterator[tuple[str, str]]:
         f"{seconds(found.exposed)} of communication that nothing hides, {percent(found.exposed / found.step)}",
     )
     if found.repeated:
-        more = f"{found.repeated} more repeat the middle, {seconds(found.period)} each"
+        more = f"{found.repeated} more like the middle ones, {seconds(found.period)} each"
         yield "drawn", f"{found.drawn} of {found.drawn + found.repeated} micro-steps; {more}"
+    elif found.chart.seconds > found.step * ALIKE or found.step > found.chart.seconds * ALIKE:
+        yield "drawn", f"all micro-steps: {seconds(found.chart.seconds)}; the price lets those in the middle repeat"
+    for chart in beside:
+        yield "measured", f"{seconds(chart.seconds)} a step, {chart.seconds / found.step:.2f} times the predicted one"
+        yield "", exposed(max(map(chart.exposed, chart.ranks)), chart.seconds)
 
 
 def exposed(alone: float, step: float) -> str:
@@ -126,6 +159,7 @@ def as_data(found: Simulated, charts: Sequence[Chart]) -> Mapping[str, object]:
         "in_flight": list(found.in_flight),
         "exposed": found.exposed,
         "micro_steps": {"drawn": found.drawn, "repeated": found.repeated, "period": found.period},
+        "measured": [{"step": chart.seconds, "exposed": max(map(chart.exposed, chart.ranks))} for chart in charts[1:]],
         "charts": [
             {"title": chart.title, "seconds": chart.seconds, "bars": [asdict(bar) for bar in chart.bars]}
             for chart in charts

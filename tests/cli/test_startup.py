@@ -32,6 +32,9 @@ QUICK = [
     (("plan", "llama-8b", "--hardware", "dgx-h200", "--length", "many"), 2),
     (("plan", "llama-8b", "--hardware", "nowhere"), 12),
     (("show", "absent.json"), 2),
+    (("simulate", "--help"), 0),
+    (("simulate", "llama-8b"), 2),
+    (("simulate", "absent.json"), 2),
 ]
 
 

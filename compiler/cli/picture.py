@@ -1,0 +1,47 @@
+"""Charts as a PNG, through matplotlib: an extra, asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from fourfold.hardware.errors import UsageError
+
+if TYPE_CHECKING:
+    from fourfold.ir.chart import Chart
+
+WIDE, HIGH, DOTS = 14.0, 0.35, 120
+"""Inches of the picture and of a row, dots an inch."""
+
+
+def check() -> None:
+    """Raises UsageError where matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        raise UsageError("--png needs matplotlib: pip install 'fourfold[viz]', or draw with --svg, which needs nothing")
+
+
+def png(charts: Sequence[Chart], path: str) -> None:
+    """Writes the picture. Raises OSError."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from fourfold.ir.chart import KINDS
+
+    lanes = [(chart, rank, stream, bars) for chart in charts for rank, stream, bars in chart.lanes()]
+    figure = Figure(figsize=(WIDE, 1.5 + HIGH * len(lanes)), dpi=DOTS, layout="constrained")
+    axes = figure.add_subplot()
+    for row, (_, _, _, bars) in enumerate(lanes):
+        spans = [(bar.start, bar.stop - bar.start) for bar in bars]
+        shades = [(KINDS[bar.kind].colour, 0.6 if bar.turn % 2 else 1.0) for bar in bars]
+        axes.broken_barh(spans, (row - 0.4, 0.8), facecolors=shades)
+    axes.set_yticks(
+        range(len(lanes)), [f"{chart.title} {chart.ranks[rank]} {stream}" for chart, rank, stream, _ in lanes]
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(chart.seconds for chart in charts))
+    axes.set_xlabel("seconds")
+    kinds = {bar.kind for chart in charts for bar in chart.bars}
+    shown = [Patch(color=look.colour, label=look.words) for kind, look in KINDS.items() if kind in kinds]
+    figure.legend(handles=shown, loc="outside lower center", ncols=len(shown))
+    figure.savefig(path, format="png")
