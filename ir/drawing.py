@@ -14,6 +14,8 @@ LETTER = 7.0
 """Pixels of a letter on a bar."""
 FAINT = 0.6
 """Opacity of every second stage of a rank."""
+EDGED = 3.0
+"""Pixels from which on a bar has an edge of its own."""
 STYLE = "text{font:11px monospace;fill:#222}.t{font-weight:bold}.f{fill:#eee}.a{stroke:#999}"
 TICKS = 5
 
@@ -55,8 +57,12 @@ def _ranks(chart: Chart, lines: list[str], *, top: int, scale: float) -> int:
 def _bar(bar: Bar, top: int, height: int, scale: float) -> str:
     left, wide = MARGIN + bar.start * scale, max(0.3, (bar.stop - bar.start) * scale)
     faint = f' fill-opacity="{FAINT}"' if bar.turn % 2 else ""
+    edge = ' stroke="#fff" stroke-width="0.6"' if wide > EDGED else ""
     told = escape(f"{bar.name}: {seconds(bar.stop - bar.start)} from {seconds(bar.start)}")
-    drawn = _rect(left, top, wide, height, f'fill="{KINDS[bar.kind].colour}"{faint}') + f"<title>{told}</title></rect>"
+    drawn = (
+        _rect(left, top, wide, height, f'fill="{KINDS[bar.kind].colour}"{faint}{edge}')
+        + f"<title>{told}</title></rect>"
+    )
     if height < ROW or wide < LETTER * len(bar.name) + 2:
         return drawn
     return drawn + _text(left + 2, top + height - 7, bar.name)

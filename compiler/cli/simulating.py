@@ -131,10 +131,7 @@ def _figures(plan: Plan, found: Simulated, beside: Sequence[Chart]) -> Iterator[
         yield "in flight", f"at most {kept} micro-steps on the places in order"
     else:
         yield "ranks", "1" if each == 1 else f"{each}, all alike: one is drawn"
-    yield (
-        "exposed",
-        f"{seconds(found.exposed)} of communication that nothing hides, {percent(found.exposed / found.step)}",
-    )
+    yield "exposed", exposed(found.exposed, found.step)
     if found.repeated:
         more = f"{found.repeated} more like the middle ones, {seconds(found.period)} each"
         yield "drawn", f"{found.drawn} of {found.drawn + found.repeated} micro-steps; {more}"
@@ -147,6 +144,8 @@ def _figures(plan: Plan, found: Simulated, beside: Sequence[Chart]) -> Iterator[
 
 def exposed(alone: float, step: float) -> str:
     """Communication that nothing hides, and its share of the step."""
+    if not alone:
+        return "no communication that nothing hides"
     return f"{seconds(alone)} of communication that nothing hides, {percent(alone / step)} of the step"
 
 
