@@ -42,6 +42,7 @@ class Answer:
             report.step(self.estimate),
             report.memory(self.estimate),
             *report.beside(self.estimate, self.next_best, self.refused),
+            *report.bounded(self.estimate, self.bound),
             *report.pinned(self.estimate, self.plan, self.pins),
             *report.notes(self.plan),
         )

@@ -17,6 +17,8 @@ from fourfold.ir.text import Section, bar, count, percent, seconds, size, sizes
 
 CUTS = ("columns", "rows", "heads", "vocabulary", "tokens", "whole")
 """How an op with weights, or a mixer, may lie on the tensor axis, in the order they are listed."""
+MANY = 16
+"""Ranks above which a lower bound is shown: below, every mesh is priced."""
 KINDS = ("matmul", "gather", "attention", "loss", "norm")
 
 
@@ -118,6 +120,13 @@ def _other(best: Estimate, other: Candidate) -> tuple[str, ...]:
 def _refusal(refusal: Refusal) -> str:
     repairs = [f"{text} ({seconds(cost)} a step)" for text, cost in refusal.repairs]
     return refusal.reason + (f"; it fits with {' or '.join(repairs)}" if repairs else "")
+
+
+def bounded(estimate: Estimate, bound: float) -> Iterator[Section]:
+    """How far a better plan could be, where there are too many meshes to price each to its end."""
+    if bound and estimate.ranks > MANY:
+        gap = max(0.0, 1.0 - bound / estimate.step)
+        yield Section("Lower bound", (("of all meshes", f"{seconds(bound)}, the gap is {percent(gap)}"),))
 
 
 def pinned(estimate: Estimate, plan: Plan, costs: Mapping[str, float]) -> Iterator[Section]:

@@ -73,14 +73,18 @@ class Workload:
 
 
 def _lengths(path: Path) -> list[int]:
-    """The lengths in a file; its first line may be a heading. Raises UsageError naming the line that holds none."""
+    """The lengths in a file; its first line may be a heading, and lines that begin with # say what they are.
+
+    Raises UsageError naming the line that holds none.
+    """
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     except OSError as error:
         raise UsageError(f"lengths file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no text: write one length a line") from None
-    words = [(number, row[0].strip()) for number, row in enumerate(rows, 1) if row and row[0].strip()]
+    first = [(number, row[0].strip()) for number, row in enumerate(rows, 1) if row]
+    words = [(number, word) for number, word in first if word and not word.startswith("#")]
     lengths = [(number, word, _length(word)) for number, word in words]
     wrong = [(number, word) for number, word, length in lengths[1:] if length is None]
     if lengths and lengths[0][2] is None and not lengths[0][1][0].isalpha():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fourfold.hardware.machine import Crossing
 from fourfold.hardware.topology import Machine
+from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan, Sharing
 from fourfold.passes.laid import LaidGraph
 from fourfold.passes.load import Load, load_of
@@ -29,6 +31,7 @@ class Costs:
     _seconds: dict[Key, Seconds] = field(default_factory=dict)
     _laid: dict[tuple[int, int], LaidGraph] = field(default_factory=dict)
     _work: dict[tuple[int, Key], Mapping[str, BlockWork]] = field(default_factory=dict)
+    _pools: dict[Mesh, Crossing] = field(default_factory=dict)
     _calls: dict[tuple[int, Key], dict[tuple[object, ...], CallCost]] = field(default_factory=dict)
 
     def seconds(self, plan: Plan) -> Seconds:
@@ -44,7 +47,7 @@ class Costs:
         key = id(plan.layouts), _key(plan)
         if key not in self._work:
             self._work[key] = {name: work(block, seconds) for name, block in laid.blocks.items()}
-        return Priced(plan, self.machine, laid, self._work[key], self._calls.setdefault(key, {}))
+        return Priced(plan, self.machine, laid, self._work[key], self._calls.setdefault(key, {}), self._pools)
 
     def _laid_graph(self, plan: Plan) -> LaidGraph:
         """Kept with its layouts, so that no other object can get their identity."""

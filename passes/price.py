@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import prod
 
 from fourfold.costmodel.collective import Op, collective_time
 from fourfold.costmodel.kernel import chore_time, idle_time, peak_rate
@@ -14,11 +13,11 @@ from fourfold.costmodel.memory import SLACK_HIGH, Memory
 from fourfold.hardware.machine import Crossing, Overlap
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Estimate
-from fourfold.ir.graph import Block, Graph, Node, Source
-from fourfold.ir.ops import op_of, rule_for
+from fourfold.ir.graph import Source
+from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import RECOMPUTE, SIZES, Plan
-from fourfold.ir.rule import WHOLE
 from fourfold.ir.stages import calls_of, stages, state_of, value_of
+from fourfold.passes.flops import model_flops
 from fourfold.passes.in_flight import in_flight
 from fourfold.passes.laid import LaidGraph, size_of
 from fourfold.passes.line import Line
@@ -45,6 +44,8 @@ class Priced:
     """Costs of calls by block, recompute mode, ZeRO stage and pool, for this work: plans that differ in nothing else
     share them."""
 
+    pools: dict[Mesh, Crossing] = field(default_factory=dict, repr=False)
+
     @cached_property
     def modes(self) -> tuple[str, ...]:
         """The recompute mode of every call."""
@@ -53,7 +54,10 @@ class Priced:
     @cached_property
     def pool(self) -> Crossing:
         """What the pool of the first rank crosses."""
-        return self.machine.crossing(self.plan.mesh.group("pool"))
+        mesh = self.plan.mesh
+        if mesh not in self.pools:
+            self.pools[mesh] = self.machine.crossing(mesh.group("pool"))
+        return self.pools[mesh]
 
     @property
     def overlap(self) -> Overlap:
@@ -276,22 +280,3 @@ def priced(plan: Plan, machine: Machine) -> Priced:
 def price(plan: Plan) -> Estimate:
     """The Estimate of a plan from its own profile snapshot: no model, no profile file is read."""
     return priced(plan, Machine.from_snapshot(plan.machine)).estimate()
-
-
-def model_flops(graph: Graph, tokens: int, pairs: float) -> float:
-    """Model FLOPs of one optimizer step: forward once, backward twice; causal attention by its pairs, half a square."""
-    total = 0.0
-    for name, block, node in _nodes(graph):
-        kind, count, values = op_of(node).kind, graph.counts[name], block.values()
-        if kind == "matmul":
-            total += count * 6.0 * rule_for(node, values, WHOLE).points(tokens)
-        if kind == "loss":
-            total += count * 6.0 * prod(values[node.refs()[1]].shape) * tokens
-        if kind == "attention":
-            _, heads, _, width = values[node.refs()[0]].shape
-            total += count * 12.0 * heads * width * pairs * (1 if dict(node.kwargs)["causal"] else 2)
-    return total
-
-
-def _nodes(graph: Graph) -> Iterator[tuple[str, Block, Node]]:
-    return ((name, block, node) for name, block in graph.blocks.items() for node in block.nodes)

@@ -7,12 +7,12 @@ from math import log2
 
 from fourfold.costmodel.memory import GIB
 from fourfold.ir.answer import Candidate, Refusal
-from fourfold.ir.mesh import Mesh
+from fourfold.ir.mesh import AXES, Mesh
 from fourfold.ir.plan import Plan
 
 
 def refusal(mesh: Mesh, lacking: Sequence[tuple[float, Plan]], ranked: Sequence[Candidate]) -> Refusal:
-    """The setting of `mesh` that comes closest to fitting, and the change of tp that fits.
+    """The setting of `mesh` that comes closest to fitting, and the change of degrees that fits.
 
     `lacking` holds the plans tried with the bytes they are short of, `ranked` the plans of other meshes that fit.
     """
@@ -24,5 +24,17 @@ def refusal(mesh: Mesh, lacking: Sequence[tuple[float, Plan]], ranked: Sequence[
     reason = f"{short / GIB:.1f} GiB short at best ({zero}{steps}, {recompute})"
     if not ranked:
         return Refusal(str(mesh), reason)
-    nearest = min(ranked, key=lambda c: (abs(log2(c.plan.mesh.tp / mesh.tp)), c.estimate.step))
-    return Refusal(str(mesh), reason, ((f"tp {mesh.tp} -> {nearest.plan.mesh.tp}", nearest.estimate.step),))
+    nearest = min(ranked, key=lambda c: (_distance(mesh, c.plan.mesh), c.estimate.step))
+    return Refusal(str(mesh), reason, ((_change(mesh, nearest.plan.mesh), nearest.estimate.step),))
+
+
+def _distance(mesh: Mesh, other: Mesh) -> float:
+    """How far two meshes are from each other, in factors of two over all axes."""
+    return sum(abs(log2(getattr(other, axis) / getattr(mesh, axis))) for axis in AXES)
+
+
+def _change(mesh: Mesh, other: Mesh) -> str:
+    """The degrees that differ, data last in importance: it fills what the others leave."""
+    pairs = [(axis, getattr(mesh, axis), getattr(other, axis)) for axis in AXES]
+    told = [f"{axis} {a} -> {b}" for axis, a, b in pairs if a != b and axis != "dp"]
+    return ", ".join(told) or "another setting"

@@ -19,7 +19,7 @@ from fourfold.passes.meshes import meshes
 from fourfold.passes.refusals import refusal
 from fourfold.passes.settings import settings
 
-THOROUGH = 64
+THOROUGH = 16
 """Ranks up to which every mesh is priced to its end, so that each one that does not fit is told."""
 
 Watch = Callable[[str, Plan], None]

@@ -11,7 +11,7 @@ from fourfold.passes.load import rounded
 from fourfold.passes.meshes import layers
 from fourfold.passes.pins import number
 
-FEW = 64
+FEW = 16
 """Ranks up to which the numbers of micro-steps are tried densely; more ranks have meshes enough to choose from."""
 
 DENSE = {True: (16, 1.2), False: (4, 1.5)}
