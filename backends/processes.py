@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
+from fourfold.backends.lost import LostRankError
 from fourfold.hardware.errors import FourfoldError, RunError
 
 T = TypeVar("T")
@@ -156,6 +157,8 @@ def _child(rank: int, ranks: int, folder: Path, timeout: float, work: Callable[[
         limit = datetime.timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
         answer: tuple[str, Any] = ("done", work(rank))
+    except LostRankError as error:
+        answer = ("cut off", str(error))
     except FourfoldError as error:
         answer = ("named", error)
     except BaseException as error:
