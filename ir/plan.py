@@ -15,7 +15,7 @@ from fourfold.ir.serial import from_plain, to_json
 from fourfold.ir.workload import Workload
 
 SCHEMA = "fourfold.plan/1"
-VIRTUAL: Mapping[str, int] = {"interleaved-2": 2, "interleaved-4": 4}
+VIRTUAL: Mapping[str, int] = {"interleaved-2": 2, "interleaved-3": 3, "interleaved-4": 4}
 """Stages a rank holds, by schedule, where it is more than one."""
 RECOMPUTE = ("none", "regions", "full")
 SIZES: Mapping[str, int] = {

@@ -11,7 +11,7 @@ from fourfold.ir.chart import COMPUTE, Bar, Chart
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import COMPUTE as COMPUTES
 from fourfold.passes.in_flight import in_flight
-from fourfold.passes.pipelined import STEADY, timed_schedule
+from fourfold.passes.pipelined import STEADY, ended, timed_schedule
 from fourfold.passes.price import Priced, priced
 from fourfold.passes.schedule.timing import Timed
 from fourfold.passes.steps import tasks
@@ -52,14 +52,13 @@ def _staged(one: Priced, *, whole: bool) -> Simulated:
     line = timed_schedule(replace(plan, micro_steps=drawn), one.stages, send=one.send)
     paths = [sum(stage.path for stage in one.stages[place :: len(places)]) for place in places]
     lasts = [one.lines[place].optimizer + one.talk for place in places]
-    stop = line.makespan + max(lasts)
-    ends = (
-        Bar(place, COMPUTE, "optimizer", line.makespan, line.makespan + lasts[place], "optimizer") for place in places
-    )
+    reduced = ended(line, one.stages)
+    ends = (Bar(place, COMPUTE, "optimizer", reduced, reduced + lasts[place], "optimizer") for place in places)
     repeated = steps - drawn
     busy = sum(line.busy) + repeated * sum(paths)
     bubble = 1.0 - busy / (len(places) * (line.makespan + repeated * max(paths)))
-    chart = Chart(PREDICTED, (*bars_of_schedule(line), *ends), stop, {place: f"place {place}" for place in places})
+    names = {place: f"place {place}" for place in places}
+    chart = Chart(PREDICTED, (*bars_of_schedule(line), *ends), reduced + max(lasts), names)
     kept = tuple(in_flight(plan, place) for place in places)
     return Simulated(chart, one.step.seconds, drawn, repeated, max(paths), bubble, kept, _exposed(one))
 

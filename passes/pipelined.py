@@ -58,21 +58,37 @@ def pipelined(plan: Plan, costs: Sequence[StageCost], *, send: float, optimizer:
     some = min(plan.micro_steps, STEADY * plan.mesh.pp)
     line = timed_schedule(replace(plan, micro_steps=some), costs, send=send)
     busiest = max(sum(costs[s].path for s in range(p, len(costs), plan.mesh.pp)) for p in range(plan.mesh.pp))
-    seconds = line.makespan + (plan.micro_steps - some) * busiest + optimizer
+    seconds = ended(line, costs) + (plan.micro_steps - some) * busiest + optimizer
     return StepTime(seconds, max(cost.exposed for cost in costs))
 
 
 def timed_schedule(plan: Plan, costs: Sequence[StageCost], *, send: float) -> Timed:
-    """When each action of the plan's schedule runs."""
-    last = plan.micro_steps - 1
+    """When each action of the plan's schedule runs; what a stage reduces after its last backward is not in it."""
 
     def durations(stage: int, kind: str, step: int) -> float:
         cost = costs[stage]
         if kind == "F":
             return cost.first if step == 0 else cost.forward
-        return (cost.last if step == last else cost.backward) if kind == "B" else 0.0
+        return cost.backward if kind == "B" else 0.0
 
     return timed(scheduled(plan.schedule, plan.mesh.pp, plan.micro_steps), durations, send=send)
+
+
+def ended(line: Timed, costs: Sequence[StageCost]) -> float:
+    """When the last rank has reduced its gradients: a stage hands its last gradient on without waiting for that.
+
+    The stages of a rank reduce one after the other, each after its last backward.
+    """
+    graph = line.graph
+    done = [0.0] * line.schedule.ranks
+    backward = {
+        action.stage: (end, rank)
+        for action, rank, end in zip(graph.actions, graph.ranks, line.end, strict=True)
+        if action.kind in ("B", "W")
+    }
+    for stage, (end, rank) in sorted(backward.items(), reverse=True):
+        done[rank] = max(done[rank], end) + costs[stage].last - costs[stage].backward
+    return max(line.makespan, *done)
 
 
 def least(plan: Plan, total: float) -> float:

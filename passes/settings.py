@@ -11,6 +11,9 @@ from fourfold.passes.load import rounded
 from fourfold.passes.meshes import layers
 from fourfold.passes.pins import number
 
+TRIED = ("interleaved-2", "interleaved-4")
+"""Schedules beside 1F1B that are priced unasked; others are there to be pinned."""
+
 FEW = 16
 """Ranks up to which the numbers of micro-steps are tried densely; more ranks have meshes enough to choose from."""
 
@@ -44,7 +47,8 @@ def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
     if pinned is not None:
         return (str(pinned),)
     found = ["1f1b"]
-    for name, virtual in VIRTUAL.items():
+    for name in TRIED:
+        virtual = VIRTUAL[name]
         if plan.mesh.pp * virtual <= layers(plan) and steps % plan.mesh.pp == 0:
             found.append(name)
     return tuple(found)

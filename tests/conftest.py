@@ -1,10 +1,11 @@
-"""What every test may use: golden texts, and one thread a process (two workers share two cores)."""
+"""What every test may use: golden texts, one thread a process (two workers share two cores), no group left joined."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts instead of comparing them")
+
+
+@pytest.fixture(autouse=True)
+def _groups_are_left() -> Iterator[None]:
+    """A group that a test joined in this process ends with it: the next test would have to spawn its processes."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -21,11 +21,15 @@ PRECISIONS: Mapping[str, Precision] = {"float32": Precision.fp32, "float64": Pre
 
 
 def smaller(mesh: Mesh, most: int) -> Mesh:
-    """A mesh of at most `most` ranks with the same axes: the widest axis goes down to a divisor until it fits."""
+    """A mesh of at most `most` ranks with the same axes: the widest axis goes down until it fits.
+
+    What tp and pp cut must still divide, so they go down to a divisor; any degree of dp and sp deals its tokens out.
+    """
     while mesh.ranks > most:
         axis = max(AXES, key=lambda name: int(getattr(mesh, name)))
         degree = int(getattr(mesh, axis))
-        mesh = replace(mesh, **{axis: max(n for n in range(1, degree) if degree % n == 0)})
+        divisor = max((n for n in range(1, degree) if degree % n == 0), default=1)
+        mesh = replace(mesh, **{axis: divisor if axis in ("tp", "pp") else (degree + 1) // 2})
     return mesh
 
 

@@ -16,6 +16,7 @@ KINDS: Mapping[str, Callable[..., Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
     "interleaved-2": partial(interleaved, virtual=2),
+    "interleaved-3": partial(interleaved, virtual=3),
     "interleaved-4": partial(interleaved, virtual=4),
     "zero_bubble": zero_bubble,
 }

@@ -69,11 +69,11 @@ def on_ranks(work: Callable[[Program], Any], family: str, mesh: str, *, meta: bo
     """What `work(program)` returned on every rank."""
     graph = capture(made(family, meta=True), torch.float32)
     plan = plan_of(graph, mesh)
+    return processes.run(partial(on_one, work, family, meta, plan, graph), plan.mesh.ranks)
 
-    def run(rank: int) -> Any:
-        return work(Program(made(family, seed=9, meta=meta), plan, graph, Options(), Scheduled.of(plan)))
 
-    return processes.run(run, plan.mesh.ranks)
+def on_one(work: Callable[[Program], Any], family: str, meta: bool, plan: Plan, graph: Graph, rank: int) -> Any:
+    return work(Program(made(family, seed=9, meta=meta), plan, graph, Options(), Scheduled.of(plan)))
 
 
 def loaded(folder: Path, program: Program) -> Any:

@@ -220,7 +220,7 @@ def test_a_model_on_meta_verifies_from_a_saved_plan(tmp_path: Path) -> None:
     assert report.ranks == 2 and report.micro_steps == 2
     assert report.notes == (
         "verified with layers: 2 of 3 blocks at full width",
-        "verified as dp2 in place of dp16 x tp2",
+        "verified as tp2 in place of dp16 x tp2",
     )
 
 
