@@ -28,7 +28,7 @@ def smaller(mesh: Mesh, most: int) -> Mesh:
     while mesh.ranks > most:
         axis = max(AXES, key=lambda name: int(getattr(mesh, name)))
         degree = int(getattr(mesh, axis))
-        divisor = max((n for n in range(1, degree) if degree % n == 0), default=1)
+        divisor = max(n for n in range(1, degree) if degree % n == 0)
         mesh = replace(mesh, **{axis: divisor if axis in ("tp", "pp") else (degree + 1) // 2})
     return mesh
 
