@@ -21,7 +21,7 @@ from fourfold.ir.answer import Answer
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Optimizer, Plan, Precision
 from fourfold.ir.serial import to_json
-from fourfold.ir.verify import verified
+from fourfold.ir.verify import sound, verified
 from fourfold.ir.workload import Workload
 
 BUCKET, SMALL_BUCKET = 128, 8
@@ -103,8 +103,15 @@ def compile(
             plan_first, model, workload, hardware=hardware, optimizer=optimizer, precision=precision, pins=pins, top=0
         )
         plan = Plan.read(from_first(lambda: to_json(asked().plan), device=options.device), "the plan of rank 0")
-    chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
-    return Program(model, verified(chosen), graph_for(model, chosen), options, Scheduled.of(chosen))
+    chosen = plan_of(plan)
+    return Program(model, chosen, graph_for(model, chosen), options, Scheduled.of(chosen))
+
+
+def plan_of(given: Plan | Answer | str | Path) -> Plan:
+    """The plan of an answer, a plan or a file, which holds together. Raises UsageError where it does not."""
+    if isinstance(given, (str, Path)):
+        return sound(Plan.load(given), str(given))
+    return verified(given.plan if isinstance(given, Answer) else given)
 
 
 def graph_for(model: nn.Module, plan: Plan) -> Graph:

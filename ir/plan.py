@@ -103,6 +103,12 @@ class Decision:
     over: tuple[tuple[str, float], ...] = ()
 
 
+def damaged(source: str, error: Exception) -> UsageError:
+    """What is said of a plan from `source` that reading or checking stumbled over."""
+    said = f"{type(error).__name__}: {error}"
+    return UsageError(f"{source} is a damaged plan ({said}); make it again with `fourfold plan --save`")
+
+
 @dataclass(frozen=True)
 class Plan:
     """A parallel layout for one model, workload and machine.
@@ -150,6 +156,8 @@ class Plan:
             return cls.read(Path(path).read_text(), str(path))
         except OSError as error:
             raise UsageError(f"plan {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{path} is not a plan: it is no text") from None
 
     @classmethod
     def read(cls, text: str, source: str = "this text") -> Plan:
@@ -159,6 +167,9 @@ class Plan:
         except ValueError:
             raise UsageError(f"{source} is not a plan: it is no JSON") from None
         found = data.get("schema", SCHEMA) if isinstance(data, dict) else None
-        if found != SCHEMA or "graph" not in data:
+        if found != SCHEMA:
             raise UsageError(f"{source} is not a plan of this version ({SCHEMA}): its schema is {found!r}")
-        return from_plain(cls, data)
+        try:
+            return from_plain(cls, data)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise damaged(source, error) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.conversion import convertible
 from fourfold.ir.ops import rules
-from fourfold.ir.plan import RECOMPUTE, Layout, Plan
+from fourfold.ir.plan import RECOMPUTE, Layout, Plan, damaged
 from fourfold.ir.rule import State, divides
 from fourfold.ir.sequence import METHODS
 from fourfold.ir.sequence.tokens import LAYOUTS
@@ -157,6 +157,14 @@ def verified(plan: Plan) -> Plan:
     if found:
         raise UsageError(f"the plan cannot be run: {'; '.join(found[:3])}; plan again")
     return plan
+
+
+def sound(plan: Plan, source: str) -> Plan:
+    """`verified` for a plan from a file, where a rule may stumble over what no pass writes. Raises UsageError."""
+    try:
+        return verified(plan)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(source, error) from error
 
 
 def ranks_of(machine: Mapping[str, object]) -> int | None:

@@ -121,15 +121,11 @@ def saved(file: str) -> Plan:
     """The plan in a file, which must hold together. Raises UsageError."""
     from fourfold.ir.plan import Plan
 
-    try:
-        found = Plan.load(file)
-        # The check knows the sequence methods, which load torch: a file that is no plan is told before.
-        from fourfold.ir.verify import verified
+    found = Plan.load(file)
+    # The check knows the sequence methods, which load torch: a file that is no plan is told before.
+    from fourfold.ir.verify import sound
 
-        return verified(found)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{file} is a damaged plan ({said}); make it again with `fourfold plan --save`") from error
+    return sound(found, file)
 
 
 def priced(plan: Plan) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 
 from fourfold.backends import processes
 from fourfold.backends.sequences import limits_of
+from fourfold.compiler.api import plan_of
 from fourfold.compiler.capture import capture
 from fourfold.compiler.verify import batch as batches
 from fourfold.compiler.verify.judge import judged
@@ -61,8 +62,7 @@ def verify(
     dies or `timeout` seconds pass.
     """
     begun = time.monotonic()
-    chosen = plan.plan if isinstance(plan, Answer) else plan if isinstance(plan, Plan) else Plan.load(plan)
-    case = prepared(built(model, overrides or {}), chosen, dtype=dtype, ranks=ranks, small=small)
+    case = prepared(built(model, overrides or {}), plan_of(plan), dtype=dtype, ranks=ranks, small=small)
     with tempfile.TemporaryDirectory(prefix="fourfold-verify-") as folder:
         path = Path(folder) / "reference.pt"
         plainly = partial(_plainly, case.model, case.batch, path, dtype, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from fourfold.hardware import load
 from fourfold.hardware.errors import FourfoldError, ModelError, ProfileError, UsageError
 from fourfold.ir.answer import Answer
 from fourfold.ir.plan import Optimizer, Plan, Precision
+from fourfold.ir.serial import to_json
 
 WORK = ff.Workload.fixed(length=64, sequences=4)
 
@@ -97,6 +99,30 @@ def test_compile_takes_an_answer_a_plan_and_a_file(form: Callable[[Answer, Path]
     program.init(seed=0)
     batch = [torch.arange(n) % 256 for n in (64, 17)]
     assert program.step(batch) == pytest.approx(5.5, abs=1.0)  # ln 256: nothing is learned yet
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    (
+        (("graph",), None),
+        (("graph", "blocks"), []),
+        (("graph", "calls", 0, "block"), None),
+        (("graph", "blocks", "first", "inputs"), {}),
+        (("mesh",), {"tp": "two"}),
+        (("workload", "lengths"), []),
+        (("recompute",), [[]]),
+    ),
+)
+def test_a_damaged_plan_is_refused_in_one_line(at: tuple[str | int, ...], value: object, tmp_path: Path) -> None:
+    data = json.loads(to_json(planned().plan))
+    within = data
+    for key in at[:-1]:
+        within = within[key]
+    within[at[-1]] = value
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="(?i)plan") as found:
+        ff.compile(model(), tmp_path / "plan.json")
+    assert "\n" not in str(found.value)
 
 
 def test_compile_without_a_plan_needs_what_to_plan_for() -> None:
