@@ -120,7 +120,7 @@ def test_a_damaged_plan_is_refused_in_one_line(at: tuple[str | int, ...], value:
         within = within[key]
     within[at[-1]] = value
     (tmp_path / "plan.json").write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="(?i)plan") as found:
+    with pytest.raises(UsageError, match=r"(?i)plan") as found:
         ff.compile(model(), tmp_path / "plan.json")
     assert "\n" not in str(found.value)
 
