@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourfold.backends.late import linear
 from fourfold.ir.graph import TOKENS, Arg, Node, Ref
 from fourfold.ir.rule import State
 
@@ -122,7 +123,7 @@ def _detached(x: Tensor) -> Tensor:
 # Ops of our own language; each takes the node's arguments as they are.
 PLAIN: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
-        "linear": F.linear,
+        "linear": linear,
         "matmul": torch.matmul,
         "bmm": torch.matmul,
         "rms_norm": _rms_norm,
@@ -150,9 +151,9 @@ PLAIN: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def emit(graph: torch.fx.Graph, node: Node, env: Mapping[str, Any], local: Local) -> Any:
-    """Adds the call of `node` to `graph`; `env` maps value names to fx nodes."""
-    args = tuple(_value(a, env) for a in node.args)
+def emit(graph: torch.fx.Graph, node: Node, env: Mapping[str, Any], local: Local, taps: tuple[Any, ...] = ()) -> Any:
+    """Adds the call of `node` to `graph`; `env` maps value names to fx nodes, a linear layer may have taps."""
+    args = (*(_value(a, env) for a in node.args), *taps)
     kwargs = {k: _value(v, env) for k, v in node.kwargs}
     if node.op in PLAIN:
         return graph.call_function(PLAIN[node.op], args, kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from fourfold.backends.emit import suffix_function
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
 from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
+from fourfold.backends.late import Late, sized
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.ranks import Ranks
-from fourfold.backends.runner import Held, Runner
+from fourfold.backends.runner import Held, Runner, untapped
 from fourfold.backends.sequence import Group
 from fourfold.backends.sequences import limits_of
 from fourfold.ir.conversion import Move
@@ -93,16 +95,36 @@ class Engine:
         self.units = {self.calls[at]: found for at, found in skeleton.units(root, self.own)}
 
     def run(
-        self, root: Any, stage: int, micro: Micro, taken: tuple[Tensor, ...], *, scale: float, training: bool
+        self,
+        root: Any,
+        stage: int,
+        micro: Micro,
+        taken: tuple[Tensor, ...],
+        *,
+        scale: float,
+        training: bool,
+        late: Late | None = None,
     ) -> tuple[Tensor, ...]:
         """What a stage gives for one micro-step, from what it takes; the last one its share of the loss times `scale`.
 
-        A collective of the pool and of the tensor axis.
+        `late` catches what the weights' half of the backward needs. A collective of the pool and of the tensor axis.
         """
         self.scale = scale
         there = self.stages[stage]
-        found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training))
+        found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training, late))
         return found
+
+    def late(self, micro: Micro) -> Late:
+        """For the weights of a stage whose gradients wait."""
+        dtype = getattr(torch, self.plan.precision.compute)
+        return Late.of(micro.tokens, self.ranks.tensor.size, dtype=dtype, device=self.ranks.device)
+
+    def weigh(self, root: Any, stage: int, late: Late) -> None:
+        """Gives the weights of a stage the gradients that wait, call by call from the last, as a backward of its own.
+
+        Every unit is passed through, so that what was gathered is reduced and sharded as after any backward.
+        """
+        torch.autograd.backward(root(lambda: tuple(self._weighed(index, late) for index in self.stages[stage].calls)))
 
     def micro(self, packed: Packed, shards: tuple[Shard, ...]) -> Micro:
         """A micro-step as stages run it; `shards` where a group of ranks shares its documents."""
@@ -119,35 +141,47 @@ class Engine:
 
     def _empty(self, source: Source, tokens: int) -> Tensor:
         value, state = value_of(self.graph, source), state_of(self.plan, self.graph, source)
-        whole = tuple(tokens * -size if size < 0 else size for size in value.shape)
-        n = self.ranks.tensor.size if state.kind == "S" else 1
-        shape = tuple(size // n if i == state.dim else size for i, size in enumerate(whole))
+        shape = sized(value.shape, state, self.ranks.tensor.size, tokens=tokens)
         return torch.empty(shape, dtype=getattr(torch, value.dtype), device=self.ranks.device)
 
-    def _stage(self, stage: Stage, micro: Micro, taken: tuple[Tensor, ...], training: bool) -> tuple[Tensor, ...]:
+    def _stage(
+        self, stage: Stage, micro: Micro, taken: tuple[Tensor, ...], training: bool, late: Late | None
+    ) -> tuple[Tensor, ...]:
         made: dict[tuple[int, int], Tensor] = {
             (source.call, source.output): x for source, x in zip(stage.takes, taken, strict=True)
         }
         for index in stage.calls:
             sources = self.graph.calls[index].sources
             inputs = tuple(micro.given[s.output] if s.call < 0 else made[s.call, s.output] for s in sources)
-            found = self._call(index, inputs, micro.documents, training)
+            found = self._call(index, inputs, micro.documents, training, late)
             made |= {(index, at): x for at, x in enumerate(found)}
         return tuple(made[source.call, source.output] for source in stage.gives)
 
-    def _call(self, index: int, inputs: tuple[Tensor, ...], documents: Held, training: bool) -> tuple[Tensor, ...]:
+    def _call(
+        self, index: int, inputs: tuple[Tensor, ...], documents: Held, training: bool, late: Late | None
+    ) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]
         runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
 
         how = self.plan.recompute[index] if training and self.plan.recompute else "none"
+        taps = untapped if late is None else partial(late.taps, index)
 
         def parameters() -> dict[str, Tensor]:
             return {name: slot.local() for name, slot in slots.items()}
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return runner.run(tensors, parameters, documents, recompute=how)
+            return runner.run(tensors, parameters, documents, recompute=how, taps=taps)
 
         found: tuple[Tensor, ...] = _nested(self.units.get(index, ()), run)(*inputs)
+        return found
+
+    def _weighed(self, index: int, late: Late) -> Tensor:
+        slots = self.slots[index]
+
+        def run(anchor: Tensor) -> Tensor:
+            return late.products(index, anchor, lambda name: slots[name].local())
+
+        found: Tensor = _nested(self.units.get(index, ()), run)(late.anchor)
         return found
 
     def _group(self, shards: tuple[Shard, ...]) -> Group:

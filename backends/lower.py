@@ -14,18 +14,21 @@ import torch
 
 from fourfold.backends.collectives import Axis, conversion_words, convert
 from fourfold.backends.emit import Local, emit, local_shape
+from fourfold.backends.late import Tap
 from fourfold.ir.conversion import conversion
 from fourfold.ir.graph import Block, Node
 from fourfold.ir.plan import Layout
 from fourfold.ir.rule import WHOLE, Q, State
-from fourfold.ir.states import states_of, stored
+from fourfold.ir.states import deferrable, states_of, stored
 
 MIXERS = ("attention", "loss")
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A pure function of tensors, `function(*inputs, *parameters) -> outputs`: one GraphModule for all calls.
+    """A pure function of tensors, `function(*inputs, *parameters, *taps) -> outputs`: one GraphModule for all calls.
+
+    Taps may be left out: two for each of `taps`, where the gradients of those weights shall wait.
 
     The outputs in `heads`, [1, H, T, E] to the graph, leave the function as contiguous [1, T, H, E]: attention reads
     them so, and a compiler that takes gradients to be contiguous need not turn them around.
@@ -36,6 +39,7 @@ class Region:
     parameters: tuple[str, ...]
     outputs: tuple[str, ...]
     heads: frozenset[str] = frozenset()
+    taps: tuple[Tap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class _Lowering:
         self.stage = self._stages()
         self.losses = {node.name for node in block.nodes if node.op == "loss"}
         self.partial = frozenset(self._partial_parameters())
+        self.deferrable = frozenset(deferrable(block, self.needs))
         self.heads = frozenset(i for n in block.nodes if n.op == "attention" for i in self._mixer(n).inputs)
 
     def run(self) -> Lowered:
@@ -108,6 +113,12 @@ class _Lowering:
     def mixed(self, name: str, state: State) -> bool:
         """Whether a cut op reads a parameter that a whole op reads too: only this use's gradient is partial sums."""
         return state == Q and name not in self.partial and self.values[name].grad
+
+    def tap(self, node: Node) -> Tap:
+        """What catches the pair of a linear layer whose weight may wait."""
+        x, weight = node.refs()
+        taken = self.values[x].shape, self.needs[node.name][0]
+        return Tap(weight, taken, (node.value.shape, self.made[node.name]))
 
     def _output_state(self, name: str) -> State:
         """What the plan says; the loss stays as it was made: the program joins it."""
@@ -178,6 +189,7 @@ class _RegionBuilder:
         self.env: dict[str, Any] = {"device": lowering.device}
         self.inputs: dict[str, Any] = {}
         self.parameters: dict[str, Any] = {}
+        self.taps: dict[Any, Tap] = {}
 
     def node(self, node: Node) -> None:
         """Adds one node in its cut."""
@@ -196,7 +208,14 @@ class _RegionBuilder:
             low.axis.rank,
             low.axis.size,
         )
-        self.env[node.name] = emit(self.graph, node, env, local)
+        taps = self._taps(node) if node.name in low.deferrable else ()
+        self.env[node.name] = emit(self.graph, node, env, local, taps)
+
+    def _taps(self, node: Node) -> tuple[Any, Any]:
+        """Two last arguments of the region, which nothing need be given for."""
+        both = tuple(self.graph.placeholder(f"t{len(self.taps)}{end}", default_value=None) for end in "xy")
+        self.taps[both] = self.low.tap(node)
+        return both[0], both[1]
 
     def value(self, name: str, state: State) -> Any:
         """The fx node of a value in `state`, taken in or converted when it is not there yet."""
@@ -226,6 +245,7 @@ class _RegionBuilder:
         copied = {
             old: graph.placeholder(f"a{i}") for i, old in enumerate((*self.inputs.values(), *self.parameters.values()))
         }
+        copied |= {old: graph.placeholder(old.name, default_value=None) for both in self.taps for old in both}
         for fx in self.graph.nodes:
             if fx not in copied:
                 copied[fx] = graph.node_copy(fx, lambda n: copied[n])
@@ -236,7 +256,7 @@ class _RegionBuilder:
         graph.eliminate_dead_code()
         assert len(names) == len(set(names))
         module = torch.fx.GraphModule(torch.nn.Module(), graph)
-        return Region(module, tuple(self.inputs), tuple(self.parameters), outputs, heads)
+        return Region(module, tuple(self.inputs), tuple(self.parameters), outputs, heads, tuple(self.taps.values()))
 
     def _take(self, key: str) -> Any:
         if key not in self.inputs:

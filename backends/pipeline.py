@@ -6,6 +6,7 @@ are posted where they stand, on a communicator of this rank's line of stages; a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,8 +39,13 @@ class Worker(Protocol):
         """Empty tensors for what the stage takes."""
         ...
 
+    def weigh(self, stage: int, micro_step: int) -> None:
+        """The half of a split backward that gives the weights their gradients."""
+        ...
+
     def about_to(self, stage: int, *, last: bool, final: bool) -> None:
-        """Called before each backward of a stage. last: no other backward of it follows in this step; final: of any."""
+        """Called before each backward of a stage, whole or half. last: it ends the gradients of the stage's weights in
+        this step; final: of any stage's."""
         ...
 
     def crosses(self, stage: int) -> tuple[bool, ...]:
@@ -76,10 +82,10 @@ class Executor:
     def run(self, on_loss: Callable[[Tensor], None]) -> None:
         """All actions of this rank; `on_loss` gets each micro-step's loss where the last stage lies."""
         line = [action for action in self.schedule.lines[self.rank] if self.backward or action.kind in FORWARD]
-        remaining = {s: sum(a.kind == "B" and a.stage == s for a in line) for s in {a.stage for a in line}}
+        remaining = Counter(action.stage for action in line if action.kind in WEIGHING)
         for action in line:
-            if action.kind == "B":
-                remaining[action.stage] -= 1
+            remaining[action.stage] -= action.kind in WEIGHING
+            if action.kind in BACKWARD:
                 done = not remaining[action.stage]
                 self.worker.about_to(action.stage, last=done, final=not any(remaining.values()))
             self._do(action, on_loss)
@@ -91,8 +97,10 @@ class Executor:
         key = (action.stage, action.micro_step)
         if action.kind == "F":
             self._forward(action, on_loss)
-        elif action.kind == "B":
+        elif action.kind in ("B", "I"):
             self._backward(action)
+        elif action.kind == "W":
+            self.worker.weigh(action.stage, action.micro_step)
         elif action.kind == "SEND_F":
             self._send(action, (self.held[key] if self.backward else self.held.pop(key)).given)
         elif action.kind == "SEND_B":
@@ -182,6 +190,9 @@ class Executor:
 
 
 FORWARD = ("F", "SEND_F", "RECV_F", "UNSHARD", "RESHARD")
+BACKWARD = ("B", "I", "W")
+WEIGHING = ("B", "W")
+"""After the last of them the gradients of a stage are whole."""
 
 
 def _chosen(tensors: Tensors, wanted: Sequence[bool]) -> Tensors:

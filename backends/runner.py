@@ -13,13 +13,21 @@ from torch.utils.checkpoint import checkpoint
 from fourfold.backends.collectives import Axis
 from fourfold.backends.kernels.attention import Kept, attend
 from fourfold.backends.kernels.documents import Documents
+from fourfold.backends.late import Tap
 from fourfold.backends.lower import Lowered, Mixer, Region
 from fourfold.backends.sequence import Group, share
 
 RegionFunction = Callable[..., tuple[Tensor, ...]]
 LossFunction = Callable[[Mixer, tuple[Tensor, ...]], Tensor]
+Taps = Callable[[tuple[Tap, ...]], tuple[Tensor, ...]]
+"""The taps of a region's linear layers; none where every gradient comes at once."""
 Held = Documents | Group
 """What attention runs over: documents that are whole on this rank, or those a group shares."""
+
+
+def untapped(taps: tuple[Tap, ...]) -> tuple[Tensor, ...]:
+    """No taps."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +52,21 @@ class Runner:
         documents: Held,
         *,
         recompute: str = "none",
+        taps: Taps = untapped,
     ) -> tuple[Tensor, ...]:
         """The block's outputs, each in the state the plan gives it.
 
         recompute: what the backward finds kept ("none"), or works out anew: all ("full"), or all but attention's
         results ("regions"). A block with the loss keeps its own: the loss makes its gradients in its forward.
-        `parameters` is asked again in a replay, when what was gathered first may be gone.
+        `parameters` is asked again in a replay, when what was gathered first may be gone. `taps` catch the gradients
+        of weights that shall wait (backends/late.py).
         """
         env = dict(zip(self.lowered.block.inputs, inputs, strict=True))
         if recompute != "none" and not self._has_loss():
-            return self._replayed(env, parameters, documents, Kept() if recompute == "regions" else None)
+            return self._replayed(env, parameters, documents, Kept() if recompute == "regions" else None, taps)
         env.update(parameters())
         for index in range(len(self.lowered.steps)):
-            self._advance(index, env, documents)
+            self._advance(index, env, documents, taps=taps)
         return tuple(env[o] for o in self.lowered.outputs)
 
     def _replayed(
@@ -65,6 +75,7 @@ class Runner:
         parameters: Callable[[], Mapping[str, Tensor]],
         documents: Held,
         kept: Kept | None,
+        taps: Taps,
     ) -> tuple[Tensor, ...]:
         """The outputs, from a checkpoint around the steps; a frugal last region needs none and stays outside."""
         frugal = self.frugal if kept is not None else None
@@ -76,14 +87,14 @@ class Runner:
                 kept.start()
             values = dict(zip(env, tensors, strict=True)) | dict(parameters())
             for index in range(inside):
-                self._advance(index, values, documents, kept=kept)
+                self._advance(index, values, documents, taps=taps, kept=kept)
             return tuple(values[name] for name in wanted)
 
         found = _checkpointed(head, tuple(env.values()), self.random) if inside else ()
         if frugal is None:
             return found
         values = env | dict(zip(wanted, found, strict=True)) | dict(parameters())
-        self._advance(inside, values, documents, function=frugal)
+        self._advance(inside, values, documents, taps=taps, function=frugal)
         return tuple(values[o] for o in self.lowered.outputs)
 
     def _crossing(self, inside: int) -> tuple[str, ...]:
@@ -102,6 +113,7 @@ class Runner:
         env: dict[str, Tensor],
         documents: Held,
         *,
+        taps: Taps,
         kept: Kept | None = None,
         function: RegionFunction | None = None,
     ) -> None:
@@ -112,7 +124,7 @@ class Runner:
             return
         function = self.functions[index] if function is None else function
         assert function is not None
-        found = function(*(env[i] for i in step.inputs), *(env[p] for p in step.parameters))
+        found = function(*(env[i] for i in step.inputs), *(env[p] for p in step.parameters), *taps(step.taps))
         for name, value in zip(step.outputs, found, strict=True):
             env[name] = value.transpose(1, 2) if name in step.heads else value
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fourfold.backends.aside import Aside
 from fourfold.backends.batching import Portion
 from fourfold.backends.engine import Engine, Micro
+from fourfold.backends.late import Late
 from fourfold.backends.pipeline import Executor
 from fourfold.backends.random import seeded
 from fourfold.backends.sharding import Sharding
@@ -38,6 +39,8 @@ class Step:
     training: bool
     losses: int = 0
     micros: dict[int, Micro] = field(default_factory=dict)
+    split: frozenset[tuple[int, int]] = frozenset()
+    late: dict[tuple[int, int], Late] = field(default_factory=dict)
 
     def run(self, schedule: Schedule) -> float:
         """The sum of all losses on all ranks that the last stage lies on, known to every rank."""
@@ -53,6 +56,7 @@ class Step:
             if self.losses == len(self.portions) and schedule.ranks == 1:
                 joined.append(self.aside.sum(total))
 
+        self.split = frozenset((a.stage, a.micro_step) for line in schedule.lines for a in line if a.kind == "W")
         Executor(schedule, ranks.stage_rank, ranks.wire, self, self.training).run(seen)
         return self.aside.read(joined[0] if joined else self.aside.sum(total))
 
@@ -61,7 +65,15 @@ class Step:
         root: Any = self.sharding.root
         with self._drawing(stage, micro_step):
             micro = self._micro(micro_step)
-            return self.engine.run(root, stage, micro, received, scale=self.scale, training=self.training)
+            late = self.engine.late(micro) if self.training and (stage, micro_step) in self.split else None
+            if late is not None:
+                self.late[stage, micro_step] = late
+            how: dict[str, Any] = {"scale": self.scale, "training": self.training, "late": late}
+            return self.engine.run(root, stage, micro, received, **how)
+
+    def weigh(self, stage: int, micro_step: int) -> None:
+        """The half of a split backward that gives the weights their gradients."""
+        self.engine.weigh(self.sharding.root, stage, self.late.pop((stage, micro_step)))
 
     def expected(self, stage: int, micro_step: int) -> tuple[Tensor, ...]:
         """Empty tensors for what the stage takes."""

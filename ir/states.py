@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fourfold.ir.graph import Block
 from fourfold.ir.ops import rule_for
 from fourfold.ir.plan import Layout
-from fourfold.ir.rule import WHOLE, R, State
+from fourfold.ir.rule import WHOLE, Q, R, State
 
 Made = dict[str, State]
 Needs = dict[str, tuple[State, ...]]
@@ -32,3 +32,24 @@ def stored(block: Block, name: str, needs: Mapping[str, tuple[State, ...]]) -> S
     cuts = {s for s in wanted if s.kind == "S"}
     assert len(cuts) <= 1, f"{name} is needed cut in two ways: {', '.join(sorted(map(str, cuts)))}"
     return cuts.pop() if cuts else R
+
+
+def deferrable(block: Block, needs: Mapping[str, tuple[State, ...]]) -> tuple[str, ...]:
+    """Linear layers whose weight's gradient may come later than their input's: those that read the weight as it lies.
+
+    Where a whole op reads it too, a cut one's gradient is joined on its way (backends/lower.py), and comes at once.
+    """
+    read: dict[str, set[State]] = {}
+    for node in block.nodes:
+        for name, state in zip(node.refs(), needs[node.name], strict=True):
+            read.setdefault(name, set()).add(state)
+    found = []
+    for node in block.nodes:
+        weight = node.refs()[1] if node.op == "linear" else ""
+        if (
+            weight in block.parameters
+            and block.parameters[weight].grad
+            and (Q not in read[weight] or read[weight] == {Q})
+        ):
+            found.append(node.name)
+    return tuple(found)

@@ -153,7 +153,9 @@ def _conversions(region: Region, block: Lowered) -> Iterator[tuple[Move, Move, b
     flows: dict[torch.fx.Node, bool] = {}
     for fx in region.function.graph.nodes:
         if fx.op == "placeholder":
-            flows[fx] = values[next(names).split(">")[0]].grad
+            # Behind inputs and parameters come taps: nothing reads them, so no gradient is moved for them.
+            name = next(names, None)
+            flows[fx] = name is not None and values[name.split(">")[0]].grad
             continue
         flows[fx] = any(flows[source] for source in fx.all_input_nodes) and "detach" not in str(fx.target)
         if fx.target is convert:

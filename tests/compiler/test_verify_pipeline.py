@@ -17,6 +17,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {"llama": planned.llama, "gpt": p
 MESHES = {
     "pp2": Mesh(pp=2),
     "pp3": Mesh(pp=3),
+    "pp4": Mesh(pp=4),
     "dp2xpp2": Mesh(dp=2, pp=2),
     "pp2xtp2": Mesh(pp=2, tp=2),
     "pp2xsp2": Mesh(pp=2, sp=2),
@@ -29,6 +30,10 @@ CHOSEN = (
     "gpt dp2xpp2 gpipe 2 3 none 2 float32",
     "llama pp2xtp2 1f1b 2 0 none 2 float32",
     "gpt pp2xsp2 1f1b 2 1 regions 2 float32",
+    "gpt pp2 zero_bubble 1 1 full 3 float64",
+    "llama dp2xpp2 zero_bubble 2 1 regions 3 float64",
+    "gpt pp2xtp2 zero_bubble 2 0 none 4 float32",
+    "gpt pp4 zero_bubble 1,2,3 1 none 5 float32",
 )
 """Family, mesh, schedule, bounds, ZeRO, recompute, micro-steps, dtype."""
 
