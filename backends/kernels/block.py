@@ -1,11 +1,13 @@
-"""The block kernel of each device: rectangles through the flash kernels that torch carries, the rest as the reference.
+"""The block kernel of each device: BLOCKS is the catalogue, in order of preference.
 
 A CPU takes each full rectangle and causal square as one dense call. CUDA takes long ones so through cuDNN, and all
-others of a kind in one packed FlashAttention call. A window's bands are written out.
+others of a kind in one packed FlashAttention call; a window's bands go to our own kernel, and so does everything where
+no library kernel runs: float32, ROCm. What is left is written out.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from fourfold.backends.kernels.attention_aten import FLASH_HEAD_DIM
 from fourfold.backends.kernels.attention_cudnn import CUDNN_HEAD_DIM, WORTH_LENGTH
 from fourfold.backends.kernels.block_packed import neighbours, taken
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, merge
+from fourfold.backends.kernels.block_tiles import WIDEST
 from fourfold.ir.sequence.method import Block, Sums
 from fourfold.ir.sequence.rectangles import Rectangle
 
@@ -26,7 +29,7 @@ WHOLE_TILES = 128
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Rectangles that one kernel call works on. how: "dense", "packed" or "written"."""
+    """Rectangles that one kernel call works on. how: "dense", "packed" or "rest"."""
 
     how: str
     seen: tuple[Rectangle, ...]
@@ -37,11 +40,15 @@ Divide = Callable[[Tensor, tuple[Rectangle, ...]], Iterator[Call]]
 
 @dataclass(frozen=True, slots=True)
 class LibraryBlock:
-    """Kernels of a library: `divide` says which call each rectangle goes to; `dense` are its dense kernels."""
+    """Kernels of a library: `divide` says which call each rectangle goes to; `dense` are its dense kernels.
+
+    rest: the block of what no kernel of the library runs.
+    """
 
     divide: Divide
     dense_forward: Callable[..., tuple[Tensor, Tensor]]
     dense_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    rest: Block = REFERENCE_BLOCK
     takes_delta: bool = False
 
     def empty(self, q_THD: Tensor) -> Sums:
@@ -51,8 +58,8 @@ class LibraryBlock:
     def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
         """Call by call, each merged into the sums."""
         for call in self.divide(q_THD, seen):
-            if call.how == "written":
-                REFERENCE_BLOCK.forward(sums, q_THD, kv_2NGD, call.seen, scale)
+            if call.how == "rest":
+                self.rest.forward(sums, q_THD, kv_2NGD, call.seen, scale)
                 continue
             spans = [(one.q_at, one.q_count) for one in call.seen]
             if call.how == "dense":
@@ -76,8 +83,8 @@ class LibraryBlock:
     ) -> None:
         """Call by call, each added to the gradients."""
         for call in self.divide(q_THD, seen):
-            if call.how == "written":
-                REFERENCE_BLOCK.backward(into, grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen, scale)
+            if call.how == "rest":
+                self.rest.backward(into, grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen, scale)
                 continue
             if call.how == "dense":
                 one = call.seen[0]
@@ -91,13 +98,30 @@ class LibraryBlock:
             _add(into, found, call.seen)
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One block kernel of the catalogue: which queries it takes, and how to get it, which may load Triton."""
+
+    name: str
+    claims: Callable[[Tensor], bool]
+    block: Callable[[], Block]
+
+
 def block_for(q_THD: Tensor) -> Block:
-    """The block kernel of a tensor's device and dtype."""
-    if q_THD.device.type == "cpu":
-        return CPU_BLOCK
-    if q_THD.device.type == "cuda" and not torch.version.hip and _flash_takes(q_THD):
-        return CUDA_BLOCK
-    return REFERENCE_BLOCK
+    """The block kernel of a tensor's device, dtype and head dimension: the first of BLOCKS that claims them."""
+    return next(offer for offer in BLOCKS if offer.claims(q_THD)).block()
+
+
+@functools.cache
+def _ours() -> Block:
+    # Triton is loaded where a GPU will use it: a CPU has no need of it, and not every system has it.
+    from fourfold.backends.kernels.block_triton import TRITON_BLOCK
+
+    return TRITON_BLOCK
+
+
+def _library(rest: Block) -> Block:
+    return LibraryBlock(_packed_and_dense, block_dense.cudnn_forward, block_dense.cudnn_backward, rest)
 
 
 def _operands(q_THD: Tensor, kv_2NGD: Tensor, one: Rectangle) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,16 +144,19 @@ def _add(into: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor, Tensor], seen
 
 def _one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
     for one in seen:
-        yield Call("dense" if one.full or one.square else "written", (one,))
+        yield Call("dense" if one.full or one.square else "rest", (one,))
 
 
 def _packed_and_dense(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
-    """Long rectangles alone, the short ones of each kind together, bands as they are."""
+    """Long rectangles alone, the short ones of each kind together, all bands together."""
     short: dict[bool, list[Rectangle]] = {}
+    bands = tuple(one for one in seen if not one.full and not one.square)
+    if bands:
+        yield Call("rest", bands)
     for one in seen:
         if not one.full and not one.square:
-            yield Call("written", (one,))
-        elif _cudnn_takes(q_THD, one):
+            continue
+        if _cudnn_takes(q_THD, one):
             yield Call("dense", (one,))
         else:
             short.setdefault(one.square, []).append(one)
@@ -147,14 +174,40 @@ def _cudnn_takes(q_THD: Tensor, one: Rectangle) -> bool:
     )
 
 
+def _cpu_takes(q_THD: Tensor) -> bool:
+    return q_THD.device.type == "cpu"
+
+
 def _flash_takes(q_THD: Tensor) -> bool:
     return (
-        q_THD.dtype in (torch.bfloat16, torch.float16)
+        q_THD.device.type == "cuda"
+        and not torch.version.hip
+        and q_THD.dtype in (torch.bfloat16, torch.float16)
         and q_THD.shape[2] % 8 == 0
         and q_THD.shape[2] <= FLASH_HEAD_DIM
         and torch.cuda.get_device_capability(q_THD.device) >= (8, 0)
     )
 
 
+def _ours_takes(q_THD: Tensor) -> bool:
+    """Our own kernel, on any GPU: every layout and window, in 16 bits and float32."""
+    return (
+        q_THD.device.type == "cuda"
+        and q_THD.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and q_THD.shape[2] <= WIDEST
+        and (torch.version.hip is not None or torch.cuda.get_device_capability(q_THD.device) >= (8, 0))
+    )
+
+
+def _both_take(q_THD: Tensor) -> bool:
+    return _flash_takes(q_THD) and _ours_takes(q_THD)
+
+
 CPU_BLOCK = LibraryBlock(_one_by_one, block_dense.cpu_forward, block_dense.cpu_backward)
-CUDA_BLOCK = LibraryBlock(_packed_and_dense, block_dense.cudnn_forward, block_dense.cudnn_backward)
+BLOCKS: tuple[Offer, ...] = (
+    Offer("cpu", _cpu_takes, lambda: CPU_BLOCK),
+    Offer("library, bands by triton", _both_take, lambda: _library(_ours())),
+    Offer("library, bands written out", _flash_takes, lambda: _library(REFERENCE_BLOCK)),
+    Offer("triton", _ours_takes, _ours),
+    Offer("written out", lambda q_THD: True, lambda: REFERENCE_BLOCK),
+)
