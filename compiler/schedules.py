@@ -16,21 +16,22 @@ class Scheduled:
 
     kind: str
     ranks: int
+    order: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> Scheduled:
         """What the plan names."""
-        return cls(plan.schedule, plan.mesh.pp)
+        return cls(plan.schedule, plan.mesh.pp, plan.order)
 
     def __call__(self, micro_steps: int) -> Schedule:
         """For a step of so many micro-steps."""
-        return _schedule(self.kind, self.ranks, micro_steps)
+        return _schedule(self.kind, self.ranks, micro_steps, self.order)
 
 
 @lru_cache(maxsize=64)
-def _schedule(kind: str, ranks: int, micro_steps: int) -> Schedule:
+def _schedule(kind: str, ranks: int, micro_steps: int, order: str) -> Schedule:
     if ranks == 1:
         return in_turn(micro_steps)
-    made = scheduled(kind, ranks, micro_steps)
+    made = scheduled(kind, ranks, micro_steps, order=order)
     # The stages that hold a tied parameter are known to the program: it reduces where it holds one.
     return Schedule.of([(*line, Action(rank, "REDUCE_TIED")) for rank, line in enumerate(made.lines)])

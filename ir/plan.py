@@ -17,6 +17,10 @@ from fourfold.ir.workload import Workload
 SCHEMA = "fourfold.plan/1"
 VIRTUAL: Mapping[str, int] = {"interleaved-2": 2, "interleaved-3": 3, "interleaved-4": 4}
 """Stages a rank holds, by schedule, where it is more than one."""
+SPLIT = ("zero_bubble", "solved")
+"""Schedules that split the backward: gradients of a stage's input first, those of its weights later."""
+SOLVABLE = 16
+"""The most micro-steps that a solver orders."""
 RECOMPUTE = ("none", "regions", "full")
 SIZES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
@@ -115,7 +119,8 @@ class Plan:
 
     `capacity` is the most tokens a rank's micro-step holds; `bucket` what token counts are padded to; `recompute` has
     one word per call of the graph; `bounds` are the calls at which a pipeline stage after the first begins, and
-    `schedule` names the order its micro-steps run in; `machine` is the profile's snapshot.
+    `schedule` names the order its micro-steps run in, and `order` is that of a solver, as text; `machine` is the
+    profile's snapshot.
     """
 
     graph: Graph
@@ -133,6 +138,7 @@ class Plan:
     sharing: Sharing = field(default_factory=Sharing)
     bounds: tuple[int, ...] = ()
     schedule: str = "1f1b"
+    order: str = ""
     pins: Mapping[str, str | int] = field(default_factory=dict)
     log: tuple[Decision, ...] = ()
     schema: str = SCHEMA

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.conversion import convertible
 from fourfold.ir.ops import rules
-from fourfold.ir.plan import RECOMPUTE, Layout, Plan, damaged
+from fourfold.ir.plan import RECOMPUTE, SPLIT, Layout, Plan, damaged
 from fourfold.ir.rule import State, divides
+from fourfold.ir.schedule import Schedule, ScheduleError
+from fourfold.ir.schedule_checks import check
 from fourfold.ir.sequence import METHODS
 from fourfold.ir.sequence.tokens import LAYOUTS
 from fourfold.ir.states import states_of
@@ -114,6 +116,24 @@ def stages_cut_the_calls(plan: Plan) -> Iterator[str]:
         yield f"{len(bounds) + 1} stages are not {plan.virtual} on each of {pp} ranks, as {plan.schedule} has them"
     if plan.zero == 2:
         yield "ZeRO 2 is not for pipelines; use 0, 1 or 3"
+    if plan.schedule in SPLIT and plan.zero == 3:
+        yield f"ZeRO 3 would gather the weights for both halves of {plan.schedule}'s backward; use ZeRO 0 or 1"
+
+
+def an_order_can_be_executed(plan: Plan) -> Iterator[str]:
+    """A solver's order is one of this plan's micro-steps over its stages, each action once, without dead-lock."""
+    if not plan.order:
+        return
+    try:
+        order = Schedule.parse(plan.order)
+        check(order)
+    except ScheduleError as error:
+        yield f"its order is no schedule: {error}"
+        return
+    if plan.schedule != "solved" or (order.ranks, order.stages) != (plan.mesh.pp, plan.mesh.pp):
+        yield f"an order of {order.stages} stages on {order.ranks} ranks is not for {plan.schedule} on {plan.mesh}"
+    if order.micro_steps != plan.micro_steps:
+        yield f"an order of {order.micro_steps} micro-steps is not for a step of {plan.micro_steps}"
 
 
 def documents_can_be_shared(plan: Plan) -> Iterator[str]:
@@ -135,6 +155,7 @@ OF_SETTINGS: tuple[Rule, ...] = (
     micro_steps_hold_the_workload,
     calls_have_a_recompute_mode,
     stages_cut_the_calls,
+    an_order_can_be_executed,
     documents_can_be_shared,
 )
 OF_LAYOUTS: tuple[Rule, ...] = (cuts_are_legal, values_can_be_moved, calls_agree_on_states)

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Block, Graph, Node
 from fourfold.ir.ops import op_of, rules
-from fourfold.ir.plan import RECOMPUTE, VIRTUAL, Plan
+from fourfold.ir.plan import RECOMPUTE, SOLVABLE, SPLIT, VIRTUAL, Plan
 from fourfold.ir.rule import WHOLE
 from fourfold.ir.sequence import METHODS
 from fourfold.ir.sequence.tokens import LAYOUTS
@@ -20,7 +20,7 @@ PINS = (*DEGREES, *COUNTS, "recompute", "schedule", "sequence", "layout", "ulyss
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "recompute": RECOMPUTE,
-    "schedule": ("1f1b", "gpipe", *VIRTUAL),
+    "schedule": ("1f1b", "gpipe", *VIRTUAL, *SPLIT),
     "sequence": tuple(name for name in METHODS if name != "whole"),
     "layout": tuple(LAYOUTS),
     "travel": ("float32", "bfloat16"),
@@ -56,12 +56,28 @@ def check_pins(plan: Plan) -> None:
         )
     if (number(pins, "zero") or 0) > 3:
         raise UsageError(f"pin zero={pins['zero']}: ZeRO stages are 0, 1, 2 and 3")
+    _check_schedule_pin(pins)
     capacity, longest = number(pins, "capacity"), plan.workload.longest
     shared = capacity * (number(pins, "sp") or 1) if capacity is not None else longest
     if "sp" not in pins and plan.mesh.sp == 1 and shared < longest:
         raise UsageError(f"pin capacity={capacity}: a micro-step must hold the longest sequence, {longest} tokens")
     _check_tensor_pin(graph, number(pins, "tp") or 1)
     pinned_cuts(plan)
+
+
+def _check_schedule_pin(pins: Mapping[str, str | int]) -> None:
+    """Raises UsageError for pins that do not go with the pinned schedule."""
+    schedule, steps = pins.get("schedule"), number(pins, "micro_steps") or 1
+    if schedule in SPLIT and (number(pins, "zero") or 0) > 1:
+        raise UsageError(
+            f"pins schedule={schedule} and zero={pins['zero']}: between the two halves of a backward weights stay "
+            "whole; pin zero=0 or zero=1, or schedule=1f1b"
+        )
+    if schedule == "solved" and steps > SOLVABLE:
+        raise UsageError(
+            f"pins schedule=solved and micro_steps={steps}: a solver orders at most {SOLVABLE} micro-steps; "
+            "pin schedule=zero_bubble for more"
+        )
 
 
 def pinned_cuts(plan: Plan) -> dict[tuple[str, str], str]:

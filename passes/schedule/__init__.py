@@ -19,10 +19,15 @@ KINDS: Mapping[str, Callable[..., Schedule]] = {
     "interleaved-3": partial(interleaved, virtual=3),
     "interleaved-4": partial(interleaved, virtual=4),
     "zero_bubble": zero_bubble,
+    "solved": zero_bubble,
 }
+"""What is solved has a text of its own; steps of other numbers of micro-steps run zero-bubble."""
 
 
 @lru_cache(maxsize=256)
-def scheduled(kind: str, ranks: int, micro_steps: int) -> Schedule:
-    """A schedule by name, with its messages."""
+def scheduled(kind: str, ranks: int, micro_steps: int, *, order: str = "") -> Schedule:
+    """A schedule by name, with its messages; `order`, a text of computes, where it is one of so many micro-steps."""
+    given = Schedule.parse(order) if order else None
+    if given is not None and given.micro_steps == micro_steps:
+        return with_sends(given)
     return with_sends(KINDS[kind](ranks, micro_steps))
