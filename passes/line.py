@@ -21,14 +21,12 @@ from fourfold.costmodel.memory import (
 from fourfold.costmodel.state import Held, State, Widths, backward_memory, state_memory, update_memory
 from fourfold.hardware.machine import Device
 from fourfold.ir.ops import rule_for
-from fourfold.ir.plan import RECOMPUTE, SIZES, Layout, Plan
+from fourfold.ir.plan import RECOMPUTE, SIZES, SPLIT, Layout, Plan
 from fourfold.ir.rule import WHOLE
 from fourfold.passes.held import held
 from fourfold.passes.laid import LaidGraph
+from fourfold.passes.seconds import CHUNK
 from fourfold.passes.work import BlockWork
-
-CHUNK = 2048
-"""Tokens whose logits the fused loss holds at once (backends/engine.py)."""
 
 CLIPPED = 12.0
 """Bytes a parameter that gradient clipping moves: one read for the norm, one read and write to scale."""
@@ -45,7 +43,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Line:
-    """The ranks of one place. `calls` are those of its stages, `in_flight` how many micro-steps it keeps at once."""
+    """The ranks of one place. `calls` are those of its stages, `in_flight` how many micro-steps it keeps at once, and
+    `owed` of how many others it keeps what a split backward still needs."""
 
     plan: Plan
     device: Device
@@ -53,6 +52,7 @@ class Line:
     work: Mapping[str, BlockWork]
     calls: tuple[int, ...]
     in_flight: float
+    owed: float = 0.0
 
     @cached_property
     def counts(self) -> Mapping[str, int]:
@@ -88,12 +88,21 @@ class Line:
         working, scratch = max(block.kept["none"] for block in blocks), max(block.scratch for block in blocks)
         backward = backward_memory(
             self._state,
-            activations=activation_memory(saved=saved + gradient, replayed=replayed, working=working),
+            activations=activation_memory(
+                saved=saved + self._waiting(saved) + gradient, replayed=replayed, working=working
+            ),
             logits=logits,
             workspace=library_workspace(self.device) + Band(0.0, scratch),
             communicators=self._communicators,
         )
         return peak(backward, update_memory(self._state, communicators=self._communicators))
+
+    def _waiting(self, saved: float) -> float:
+        """Bytes that weights wait for; of the micro-step whose I is at work, what is more than it kept until then."""
+        if self.plan.mesh.pp == 1 or self.plan.schedule not in SPLIT:
+            return 0.0
+        late = sum(count * self.work[block].late.kept for block, count in self.counts.items())
+        return self.owed * late + max(0.0, late - saved / self.in_flight)
 
     @cached_property
     def optimizer(self) -> float:

@@ -17,8 +17,9 @@ from fourfold.ir.graph import Source
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import RECOMPUTE, SIZES, Plan
 from fourfold.ir.stages import calls_of, stages, state_of, value_of
+from fourfold.passes.copies import copies_of
 from fourfold.passes.flops import model_flops
-from fourfold.passes.in_flight import in_flight
+from fourfold.passes.in_flight import in_flight, owed
 from fourfold.passes.laid import LaidGraph, size_of
 from fourfold.passes.line import Line
 from fourfold.passes.load import load_of
@@ -72,7 +73,7 @@ class Priced:
         return tuple(found[pair] for pair in pairs)
 
     def _known_call(self, name: str, mode: str) -> CallCost:
-        key = (name, mode, self.plan.zero, self.plan.mesh.pool)
+        key = (name, mode, self.plan.zero, self.plan.mesh.pool, self.plan.micro_steps > 1)
         if key not in self.known:
             self.known[key] = self._call(name, mode)
         return self.known[key]
@@ -83,8 +84,8 @@ class Priced:
         found = []
         for place in range(self.plan.mesh.pp):
             calls = calls_of(self.plan.graph, self.plan, place)
-            kept = in_flight(self.plan, place)
-            found.append(Line(self.plan, self.machine.device, self.laid, self.work, calls, kept))
+            kept, late = in_flight(self.plan, place), owed(self.plan, place)
+            found.append(Line(self.plan, self.machine.device, self.laid, self.work, calls, kept, late))
         return tuple(found)
 
     @property
@@ -225,16 +226,18 @@ class Priced:
         tensor = [self.calls[i].tensor.forward + self.calls[i].tensor.backward for i in line.calls]
         again = [self.calls[i].replay.communication for i in line.calls]
         crossing = times * (sum(tensor) + sum(again))
+        copied = sum(self.calls[i].copies.of_step(times, again=i != line.calls[-1]) for i in line.calls)
         yield "recompute", replayed
+        yield "copies", copied
         yield "tensor communication", crossing
         yield "optimizer", self.optimizer
         yield "program", idle
         if self.plan.mesh.pp > 1:
             yield "data communication", step.exposed
-            yield "bubble", step.seconds - computed - replayed - crossing - step.exposed
+            yield "bubble", step.seconds - computed - replayed - copied - crossing - step.exposed
             return
         yield "data communication", step.exposed - crossing
-        yield "slowed by overlap", step.computing - computed - replayed
+        yield "slowed by overlap", step.computing - computed - replayed - copied
 
     def _blocks(self) -> Iterator[str]:
         return (call.block for call in self.plan.graph.calls)
@@ -250,7 +253,9 @@ class Priced:
             gather += chore_time("gather", device, gathered) - idle_time("gather", device)
         if reduced:
             reduce += chore_time("reduce", device, reduced) - idle_time("reduce", device)
-        return CallCost(block.total + self._around(name), block.tensor, block.replay(mode), gather, reduce)
+        copies = copies_of(laid, self.plan, device)
+        around, own = self._around(name), (block.tensor, block.replay(mode), gather, reduce, copies)
+        return CallCost(block.total + around, *own, late=block.late.seconds, around=around.forward + around.backward)
 
     def _around(self, name: str) -> Times:
         """What the program does around each call of a block, whether or not anything is gathered or reduced."""

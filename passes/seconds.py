@@ -21,6 +21,9 @@ from fourfold.passes.shared import RATES, Heads, Shared
 
 FUSIBLE = ("pointwise", "norm", "free")
 
+CHUNK = 2048
+"""Tokens whose logits the fused loss holds at once (backends/engine.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -159,16 +162,26 @@ class Seconds:
         return Times(forward, backward if node.value.grad else 0.0)
 
     def _loss(self, node: Node, rule: Rule, share: int, block: Block) -> Times:
-        """Three products and four passes over the logits, all in forward; backward scales what was made."""
+        """Three products a chunk and four passes over the logits, all in forward; backward scales what was made."""
         x, weight = (block.value(r) for r in node.refs()[:2])
         vocabulary = max(weight.shape) if weight.shape[0] == x.shape[-1] else weight.shape[0]
-        flops = 2.0 * self.load.tokens * prod(weight.shape) / share
-        moved = (self.size(x) + self.size(weight)) / share
-        product = matmul_time(flops, moved, RATES[x.dtype], self.device)
-        logits = 4.0 * self.load.tokens * vocabulary * SIZES[x.dtype] / share
+        logits = float(self.load.tokens * vocabulary * SIZES[x.dtype]) / share
         scaled = 2.0 * (self.size(x) + 2.0 * self.size(weight) / share)
-        around = self._stream(logits) if self.fused else self.eager.loss(logits / 4.0)
-        return Times(3 * product + around, self._stream(scaled))
+        products = self._head(x, weight, share, logits)
+        around = self._stream(4.0 * logits) if self.fused else self.eager.loss(logits)
+        return Times(products + around, self._stream(scaled))
+
+    def _head(self, x: Tensor, weight: Tensor, share: int, logits: float) -> float:
+        """The three products of the loss. Fused, the weight's gradient is summed over chunks in float32: begun with
+        zeros, read and written by each, cast at the end."""
+        flops = 2.0 * self.load.tokens * prod(weight.shape) / share
+        dtype, matrix = RATES[x.dtype], self.size(weight) / share
+        if not self.fused:
+            return 3 * matmul_time(flops, self.size(x) / share + matrix, dtype, self.device)
+        chunks, sums = max(1.0, self.load.tokens / CHUNK), 4.0 * prod(weight.shape) / share
+        part = (self.size(x) + logits) / chunks
+        one, other = (matmul_time(flops / chunks, part + own, dtype, self.device) for own in (matrix, 2.0 * sums))
+        return chunks * (2 * one + other) + self._stream(2.0 * sums + matrix)
 
     def _gather(self, node: Node, share: int, block: Block) -> Times:
         """Rows read and written; backward adds them into a gradient of the table's size."""

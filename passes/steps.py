@@ -11,25 +11,30 @@ from dataclasses import dataclass
 
 from fourfold.costmodel.timeline import Kind, Task, Timeline, simulate
 from fourfold.hardware.machine import Overlap
+from fourfold.passes.copies import NOTHING, Copies
 from fourfold.passes.seconds import Times
 from fourfold.passes.work import Replay
 
 
 @dataclass(frozen=True, slots=True)
 class CallCost:
-    """One call on one rank: computation, tensor communication, what backward does again, the pool's collectives."""
+    """One call on one rank: computation, tensor communication, what backward does again, the pool's collectives and the
+    copies around them. `late` seconds of the computation are a split backward's W, `around` what the program does."""
 
     compute: Times
     tensor: Times
     replay: Replay
     gather: float
     reduce: float
+    copies: Copies = NOTHING
+    late: float = 0.0
+    around: float = 0.0
 
     @property
     def path(self) -> float:
         """Seconds of one micro-step that nothing can hide: one after the other on this rank."""
         own = self.compute.forward + self.compute.backward + self.tensor.forward + self.tensor.backward
-        return own + self.replay.compute + self.replay.communication
+        return own + self.replay.compute + self.replay.communication + self.copies.each
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,8 @@ class _Builder:
             if gathers and call.gather:
                 ahead = done[i - 2] if i >= 2 else self.previous
                 gather = self.add(f"gather {i}", "pool", call.gather, (ahead,))
-            self._run(f"forward {i}", call.compute.forward, call.tensor.forward, gather)
+            compute = call.compute.forward + (call.copies.fill if gathers else 0.0)
+            self._run(f"forward {i}", compute, call.tensor.forward, gather)
             done.append(self._last())
 
     def backward(self, *, gathers: bool, reduces: bool) -> None:
@@ -156,6 +162,8 @@ class _Builder:
                 ahead = order[place + 1]
                 fetched[ahead] = self.add(f"gather back {ahead}", "pool", self.calls[ahead].gather, (self._last(),))
             compute = call.compute.backward + call.replay.compute
+            compute += call.copies.drain if reduces else call.copies.add
+            compute += call.copies.fill if gathers and place > 0 else 0.0
             self._run(f"backward {i}", compute, call.tensor.backward + call.replay.communication, fetched.get(i))
             if reduces and call.reduce:
                 self.ends.append(self.add(f"reduce {i}", "pool", call.reduce, (self._last(),)))

@@ -14,6 +14,7 @@ from fourfold.ir.plan import SIZES
 from fourfold.ir.rule import Q, State
 from fourfold.passes.laid import Laid, size_of
 from fourfold.passes.seconds import Seconds, Times
+from fourfold.passes.waiting import Waiting, waiting
 
 KINDS: Mapping[str, str] = {"matmul": "products", "attention": "attention", "loss": "loss"}
 ELEMENTWISE = "elementwise"
@@ -32,13 +33,15 @@ class BlockWork:
     """One call of one block on one rank, for one micro-step.
 
     `compute` by kind (products, attention, loss, elementwise); `tensor` communication on the tensor axis; `kept` bytes
-    from forward to backward by recompute mode, and `scratch` of its kernels, both in the fullest micro-step.
+    from forward to backward by recompute mode, and `scratch` of its kernels, both in the fullest micro-step; `late` is
+    what a split backward leaves.
     """
 
     compute: Mapping[str, Times]
     tensor: Times
     kept: Mapping[str, float]
     scratch: float
+    late: Waiting = Waiting()  # noqa: RUF009
 
     @property
     def total(self) -> Times:
@@ -46,8 +49,8 @@ class BlockWork:
         return sum(self.compute.values(), Times())
 
     def replay(self, mode: str) -> Replay:
-        """What is done again in backward: the forward, without attention for "regions"."""
-        if mode == "none":
+        """What is done again in backward: the forward, without attention for "regions"; a loss keeps its gradients."""
+        if mode == "none" or self.compute["loss"].forward:
             return Replay()
         spared = self.compute["attention"].forward if mode == "regions" else 0.0
         return Replay(self.total.forward - spared, self.tensor.forward)
@@ -58,7 +61,8 @@ def work(laid: Laid, seconds: Seconds) -> BlockWork:
     compute = {kind: Times() for kind in (*KINDS.values(), ELEMENTWISE)}
     for node, rule, cut in laid.rules:
         compute[KINDS.get(op_of(node).kind, ELEMENTWISE)] += seconds.op(node, rule, cut, laid.block)
-    return BlockWork(compute, _tensor(laid, seconds), _kept(laid, seconds), _scratch(laid, seconds))
+    late = waiting(laid, seconds)
+    return BlockWork(compute, _tensor(laid, seconds), _kept(laid, seconds), _scratch(laid, seconds), late)
 
 
 def _tensor(laid: Laid, seconds: Seconds) -> Times:
