@@ -13,7 +13,7 @@ import triton.language as tl
 from fourfold.backends.kernels.block_triton_forward import job, keys_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def delta_kernel(
     grad_MHD: tl.tensor,
     out_MHD: tl.tensor,
@@ -34,7 +34,7 @@ def delta_kernel(
     tl.store(delta_HM + head.to(tl.int64) * rows + row, tl.sum(grad * out, 1), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def query_kernel(
     q_MHD: tl.tensor,
     kv_2NGD: tl.tensor,
@@ -82,7 +82,7 @@ def query_kernel(
     tl.store(dq_MHD + places, known + acc * scale, mask=inside & (past > first)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def key_kernel(
     q_MHD: tl.tensor,
     kv_2NGD: tl.tensor,

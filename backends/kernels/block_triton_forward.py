@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def forward_kernel(
     q_MHD: tl.tensor,
     kv_2NGD: tl.tensor,

@@ -1,0 +1,281 @@
+"""Times our Triton block kernel against cuDNN and FlashAttention-2 of torch on one GPU, forward and backward.
+
+    PYTHONPATH=src python benchmarks/block_kernels.py --out out/block_kernels.json           # a GPU: 90 seconds
+    TRITON_INTERPRET=1 PYTHONPATH=src python benchmarks/block_kernels.py --toy --out x.json  # any machine
+
+Blocks are those of a Llama-8B layer (32 query heads, 8 key/value heads of 128, bf16): as many keys as queries, causal
+or full, packed documents, a window, and the stripes of a group of four. Variants of a shape take turns; a time is the
+median of their turns by the device's clock, merges into the sums included; a rate counts visible pairs, 4 x D FLOPs
+forward and 10 x D backward. Other tiles of our kernel follow at 16K causal, one kernel changed at a time, while the
+time lasts. Errors are ||x - x0|| / ||x0|| against the written-out float32 block at a small size, two blocks one after
+the other so that the second goes on from the sums; exits with 1 if one is above what its dtype allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourfold.backends.kernels import block_dense
+from fourfold.backends.kernels.block import Call, LibraryBlock, block_for
+from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK
+from fourfold.backends.kernels.block_tiles import Tile, Tiles, architecture_of, tiles_for
+from fourfold.backends.kernels.block_triton import TritonBlock
+from fourfold.ir.sequence.method import Block, zeros
+from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
+from fourfold.ir.sequence.tokens import laid
+
+ALLOWED = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
+K = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What queries see of as many keys: documents of a layout, on the rank and from the rank that `pair` names."""
+
+    name: str
+    lengths: tuple[int, ...]
+    causal: bool = True
+    window: int | None = None
+    layout: str = "contiguous"
+    ranks: int = 1
+    pair: tuple[int, int] = (0, 0)
+
+    @property
+    def seen(self) -> tuple[Rectangle, ...]:
+        """The rectangles of the pair of ranks."""
+        shards = laid(self.layout, self.lengths, self.ranks)
+        return rectangles(shards[self.pair[0]], shards[self.pair[1]], Softmax(1.0, self.causal, self.window))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Rows and keys."""
+        rows, keys = (laid(self.layout, self.lengths, self.ranks)[rank].tokens for rank in self.pair)
+        return rows, keys
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Query heads, key/value heads, head dimension."""
+
+    queries: int
+    keys: int
+    width: int
+
+
+MIXED = (2048, 512, 512, 512, 512) * 8
+GPU_SHAPES = (
+    Shape("16K causal", (16 * K,)),
+    Shape("16K full", (16 * K,), causal=False),
+    Shape("32K causal", (32 * K,)),
+    Shape("32K full", (32 * K,), causal=False),
+    Shape("packed 2K and 512", MIXED),
+    Shape("packed 512", (512,) * 64),
+    Shape("window 4K of 32K", (32 * K,), window=4 * K),
+    Shape("striped 4, next rank", (64 * K,), layout="striped", ranks=4, pair=(1, 2)),
+    Shape("zigzag 4, packed 2K", (2048,) * 32, layout="zigzag", ranks=4, pair=(1, 1)),
+    Shape("64K causal", (64 * K,)),
+    Shape("64K full", (64 * K,), causal=False),
+)
+SMALL = (
+    Shape("causal", (200, 57)),
+    Shape("full", (200, 57), causal=False),
+    Shape("window", (200, 57), window=33),
+    Shape("striped", (200, 157), layout="striped", ranks=2, pair=(1, 0)),
+)
+TOY = (Shape("causal", (40, 9)), Shape("window", (40, 9), window=7))
+LLAMA, LITTLE = Heads(32, 8, 128), Heads(4, 2, 24)
+
+OTHERS: Mapping[str, tuple[Tile, ...]] = {
+    "forward": (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(128, 64, 4, 3)),
+    "query": (Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
+    "key": (Tile(64, 128, 8, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
+}
+"""Tiles to try in place of one kernel's own."""
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Errors, then times; 1 if an error is too large."""
+    arguments = parsed()
+    toy = arguments.toy or not torch.cuda.is_available()
+    device, dtype = (torch.device("cpu"), torch.float32) if toy else (torch.device("cuda"), torch.bfloat16)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    deadline = time.monotonic() + arguments.budget
+    wrong, rows = [], []
+    for row in everything(device, dtype, arguments.turns):
+        print(line(row), flush=True)
+        rows.append(row)
+        wrong += [row] if row.get("right") is False else []
+        if time.monotonic() > deadline:
+            print("the time is up", flush=True)
+            break
+    found = {"device": "cpu" if toy else torch.cuda.get_device_name(device), "torch": torch.__version__, "rows": rows}
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if wrong else 0
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--toy", action="store_true", help="small blocks on the CPU even where there is a GPU")
+    parser.add_argument("--turns", type=int, default=3, help="timed turns of each variant, of which the median counts")
+    parser.add_argument("--budget", type=float, default=85.0, help="seconds after which nothing new begins")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args()
+
+
+def everything(device: torch.device, dtype: torch.dtype, turns: int) -> Iterator[Row]:
+    """Yield every row, what matters most first."""
+    toy = device.type == "cpu"
+    heads, shapes = (LITTLE, TOY) if toy else (LLAMA, GPU_SHAPES)
+    block = ours(device, dtype)
+    for shape in TOY if toy else SMALL:
+        yield erred(shape, heads, block, device, dtype)
+    for shape in shapes:
+        yield from timed(shape, heads, variants(shape, block, device, dtype), device, dtype, turns)
+    for kernel, tiles in OTHERS.items():
+        for tile in () if toy else tiles:
+            changed = TritonBlock(replace(block.tiles or tiles_for("", dtype), **{kernel: tile}))
+            name = f"{kernel} {tile.rows}x{tile.keys}/{tile.warps}/{tile.stages}"
+            yield from timed(shapes[0], heads, {"triton": block, name: changed}, device, dtype, turns)
+    for other, kind in () if toy else ((Heads(4, 2, 96), dtype), (Heads(4, 2, 64), torch.float32)):
+        yield erred(SMALL[2], other, ours(device, kind), device, kind)
+
+
+def ours(device: torch.device, dtype: torch.dtype) -> TritonBlock:
+    """Our kernel with the device's tiles, in the interpreter with small ones."""
+    if device.type == "cpu":
+        return TritonBlock(Tiles(Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1)))
+    return TritonBlock(tiles_for(architecture_of(device), dtype))
+
+
+def variants(shape: Shape, block: Block, device: torch.device, dtype: torch.dtype) -> dict[str, Block]:
+    """The kernels that can run a shape, by name; the libraries' know no bands."""
+    found = {"triton": block}
+    if device.type == "cpu":
+        return found | {"reference": REFERENCE_BLOCK}
+    found["chosen"] = block_for(torch.empty((1, 1, LLAMA.width), device=device, dtype=dtype))
+    if any(not one.full and not one.square for one in shape.seen):
+        return found
+    found["cudnn"] = LibraryBlock(one_by_one, block_dense.cudnn_forward, block_dense.cudnn_backward)
+    return found | {"flash": LibraryBlock(by_kind, block_dense.cudnn_forward, block_dense.cudnn_backward)}
+
+
+def one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+    """Every rectangle as one dense call."""
+    return (Call("dense", (one,)) for one in seen)
+
+
+def by_kind(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+    """Squares in one packed call and full rectangles in another."""
+    kinds = (tuple(one for one in seen if one.square is square) for square in (True, False))
+    return (Call("packed", kind) for kind in kinds if kind)
+
+
+def erred(shape: Shape, heads: Heads, block: Block, device: torch.device, dtype: torch.dtype) -> Row:
+    """The errors of a block, over two sets of keys of which the second goes on from the first."""
+    q, grad, *kvs = drawn(shape, heads, device, dtype, sets=2)
+    found, wanted = (once(one, q, grad, kvs, shape, wide) for one, wide in ((block, False), (REFERENCE_BLOCK, True)))
+    names = ("out", "lse", "dq", "dkv", "dkv2")
+    errors = {name: relative(a, b) for name, a, b in zip(names, found, wanted, strict=True)}
+    right = all(error <= ALLOWED[dtype] for error in errors.values())
+    return {"shape": shape.name, "width": heads.width, "dtype": str(dtype), "right": right, "errors": errors}
+
+
+def once(block: Block, q: Tensor, grad: Tensor, kvs: list[Tensor], shape: Shape, wide: bool) -> tuple[Tensor, ...]:
+    """Out, lse and gradients over all sets of keys; `wide`: in float32."""
+    if wide:
+        q, grad, *kvs = (x.float() for x in (q, grad, *kvs))
+    scale, sums, dq = q.shape[2] ** -0.5, block.empty(q), zeros(q)
+    for kv in kvs:
+        block.forward(sums, q, kv, shape.seen, scale)
+    into = [zeros(kv) for kv in kvs]
+    for kv, dkv in zip(kvs, into, strict=True):
+        block.backward((dq, dkv), grad, q, kv, sums.out.to(q.dtype), sums.lse, shape.seen, scale)
+    return sums.out, sums.lse, dq, *into
+
+
+def timed(
+    shape: Shape, heads: Heads, blocks: Mapping[str, Block], device: torch.device, dtype: torch.dtype, turns: int
+) -> Iterator[Row]:
+    """Yield a row a variant: seconds and rates of forward and backward; the first turn is not counted."""
+    q, grad, kv = drawn(shape, heads, device, dtype)
+    scale, seen = heads.width**-0.5, shape.seen
+    work = sum(one.pairs for one in seen) * heads.queries * heads.width
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
+    dq, dkv = zeros(q), zeros(kv)
+    for _ in range(turns + 1):
+        for name, block in blocks.items():
+            sums = block.empty(q)
+            forward = seconds(lambda: block.forward(sums, q, kv, seen, scale), device)  # noqa: B023
+            out = sums.out.to(q.dtype)
+            given = ((dq, dkv), grad, q, kv, out, sums.lse, seen, scale)
+            took[name].append((forward, seconds(lambda: block.backward(*given), device)))  # noqa: B023
+    for name, times in took.items():
+        forward, backward = (statistics.median(part) for part in zip(*times[1:], strict=True))
+        rates = {"forward_flops": 4 * work / forward, "backward_flops": 10 * work / backward}
+        yield {"shape": shape.name, "kernel": name, "forward": forward, "backward": backward, **rates}
+
+
+def drawn(shape: Shape, heads: Heads, device: torch.device, dtype: torch.dtype, *, sets: int = 1) -> list[Tensor]:
+    """Random q, gradient of out, and as many sets of keys and values."""
+    generator = torch.Generator(device).manual_seed(0)
+    rows, keys = shape.counts
+    sizes = [(rows, heads.queries, heads.width)] * 2 + [(2, keys, heads.keys, heads.width)] * sets
+    return [torch.randn(size, device=device, generator=generator).to(dtype) for size in sizes]
+
+
+def seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Of one call, by the device's own clock where it has one."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    before.record()
+    call()
+    after.record()
+    torch.cuda.synchronize(device)
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / ||wanted|| where both are finite; infinite where they are finite in different places."""
+    some = wanted.isfinite()
+    if not bool((found.isfinite() == some).all()):
+        return float("inf")
+    difference = (found.double() - wanted.double())[some].norm()
+    return float(difference / wanted[some].double().norm().clamp_min(1e-300))
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    if "errors" in row:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in row["errors"].items())
+        return (
+            f"{row['shape']:22} D {row['width']:3} {row['dtype']:15} {'right' if row['right'] else 'WRONG'}: {errors}"
+        )
+    figures = (row[part] * unit for part, unit in (("forward", 1e3), ("backward", 1e3)))
+    rates = (row[f"{part}_flops"] / 1e12 for part in ("forward", "backward"))
+    return "{:22} {:22} {:8.2f} ms {:8.2f} ms  {:6.0f} {:6.0f} TFLOP/s".format(
+        row["shape"], row["kernel"], *figures, *rates
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
