@@ -40,6 +40,7 @@ def wishes(gpus: int) -> list[tuple[str, int, dict[str, str | int]]]:
     """Name, sequences of a step, pins: stages alone, interleaved ones, and beside tensor ranks where there are more."""
     one: dict[str, str | int] = {"pp": gpus, "tp": 1, "dp": 1, "sp": 1}
     found = [(f"pp{gpus}, {m} micro-steps", m, {**one, "micro_steps": m, "schedule": "1f1b"}) for m in (8, 16, 4)]
+    found.append((f"pp{gpus} zero-bubble, 8 micro-steps", 8, {**one, "micro_steps": 8, "schedule": "zero_bubble"}))
     found.append((f"pp{gpus} interleaved, 8 micro-steps", 8, {**one, "micro_steps": 8, "schedule": "interleaved-2"}))
     if gpus == 4:
         pair: dict[str, str | int] = {"pp": 2, "tp": 2, "dp": 1, "sp": 1, "micro_steps": 8}

@@ -19,15 +19,19 @@ KINDS: Mapping[str, Callable[..., Schedule]] = {
     "interleaved-3": partial(interleaved, virtual=3),
     "interleaved-4": partial(interleaved, virtual=4),
     "zero_bubble": zero_bubble,
-    "solved": zero_bubble,
 }
-"""What is solved has a text of its own; steps of other numbers of micro-steps run zero-bubble."""
+STANDS_IN: Mapping[str, str] = {"solved": "zero_bubble"}
+"""What a step runs whose number of micro-steps is not the one that was solved."""
 
 
 @lru_cache(maxsize=256)
 def scheduled(kind: str, ranks: int, micro_steps: int, *, order: str = "") -> Schedule:
-    """A schedule by name, with its messages; `order`, a text of computes, where it is one of so many micro-steps."""
+    """A schedule by name, with its messages; `order`, a text of computes, where it is one of so many micro-steps.
+
+    Receives stand as late as can be. One posted earlier hides its transfer, a thousandth of a stage where links are
+    fast; but on a GPU it is a kernel that spins until the other end comes, on units that the compute beside it lacks.
+    """
     given = Schedule.parse(order) if order else None
     if given is not None and given.micro_steps == micro_steps:
-        return with_sends(given)
-    return with_sends(KINDS[kind](ranks, micro_steps))
+        return with_sends(given, ahead=0)
+    return with_sends(KINDS[STANDS_IN.get(kind, kind)](ranks, micro_steps))
