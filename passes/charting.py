@@ -48,19 +48,20 @@ def simulated(plan: Plan, *, whole: bool = False) -> Simulated:
 
 def _staged(one: Priced, *, whole: bool) -> Simulated:
     plan, steps, places = one.plan, one.plan.micro_steps, range(one.plan.mesh.pp)
-    drawn = steps if whole else min(steps, STEADY * len(places))
+    drawn = steps if whole or plan.order else min(steps, STEADY * len(places))
     line = timed_schedule(replace(plan, micro_steps=drawn), one.stages, send=one.send)
     paths = [sum(stage.path for stage in one.stages[place :: len(places)]) for place in places]
     lasts = [one.lines[place].optimizer + one.talk for place in places]
     reduced = ended(line, one.stages)
     ends = (Bar(place, COMPUTE, "optimizer", reduced, reduced + lasts[place], "optimizer") for place in places)
     repeated = steps - drawn
+    period = (one.step.seconds - reduced - max(lasts)) / repeated if repeated else 0.0
     busy = sum(line.busy) + repeated * sum(paths)
-    bubble = 1.0 - busy / (len(places) * (line.makespan + repeated * max(paths)))
+    bubble = 1.0 - busy / (len(places) * (line.makespan + repeated * period))
     names = {place: f"place {place}" for place in places}
     chart = Chart(PREDICTED, (*bars_of_schedule(line), *ends), reduced + max(lasts), names)
     kept = tuple(in_flight(plan, place) for place in places)
-    return Simulated(chart, one.step.seconds, drawn, repeated, max(paths), bubble, kept, _exposed(one))
+    return Simulated(chart, one.step.seconds, drawn, repeated, period, bubble, kept, _exposed(one))
 
 
 def bars_of_schedule(line: Timed) -> Iterator[Bar]:
