@@ -31,6 +31,7 @@ from fourfold.backends.kernels.block import Call, LibraryBlock, block_for
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK
 from fourfold.backends.kernels.block_tiles import Tile, Tiles, architecture_of, tiles_for
 from fourfold.backends.kernels.block_triton import TritonBlock
+from fourfold.backends.kernels.block_triton_merge import mix
 from fourfold.ir.sequence.method import Block, zeros
 from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
 from fourfold.ir.sequence.tokens import laid
@@ -171,8 +172,10 @@ def variants(shape: Shape, block: Block, device: torch.device, dtype: torch.dtyp
     found["chosen"] = block_for(torch.empty((1, 1, LLAMA.width), device=device, dtype=dtype))
     if any(not one.full and not one.square for one in shape.seen):
         return found
-    found["cudnn"] = LibraryBlock(one_by_one, block_dense.cudnn_forward, block_dense.cudnn_backward)
-    return found | {"flash": LibraryBlock(by_kind, block_dense.cudnn_forward, block_dense.cudnn_backward)}
+    dense = (block_dense.cudnn_forward, block_dense.cudnn_backward)
+    for name, divide in (("cudnn", one_by_one), ("flash", by_kind)):
+        found[name] = LibraryBlock(divide, *dense, mix=mix)
+    return found
 
 
 def one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:

@@ -155,6 +155,9 @@ class RecordBlock:
         """Lists the call."""
         self.events.append(_ran("forward", q_THD, kv_2NGD, seen))
 
+    def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+        """Moves little beside the kernels, and is not listed."""
+
     def backward(
         self,
         into: tuple[Tensor, Tensor],

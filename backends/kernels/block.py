@@ -18,7 +18,7 @@ from fourfold.backends.kernels import block_dense, block_packed
 from fourfold.backends.kernels.attention_aten import FLASH_HEAD_DIM
 from fourfold.backends.kernels.attention_cudnn import CUDNN_HEAD_DIM, WORTH_LENGTH
 from fourfold.backends.kernels.block_packed import neighbours, taken
-from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, merge
+from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, mix
 from fourfold.backends.kernels.block_tiles import WIDEST
 from fourfold.ir.sequence.method import Block, Sums
 from fourfold.ir.sequence.rectangles import Rectangle
@@ -36,19 +36,22 @@ class Call:
 
 
 Divide = Callable[[Tensor, tuple[Rectangle, ...]], Iterator[Call]]
+Mix = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Adds, in place, to out and lse of some rows those over other keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryBlock:
     """Kernels of a library: `divide` says which call each rectangle goes to; `dense` are its dense kernels.
 
-    rest: the block of what no kernel of the library runs.
+    rest: the block of what no kernel of the library runs; mix: how two attentions become one.
     """
 
     divide: Divide
     dense_forward: Callable[..., tuple[Tensor, Tensor]]
     dense_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     rest: Block = REFERENCE_BLOCK
+    mix: Mix = mix
     takes_delta: bool = False
 
     def empty(self, q_THD: Tensor) -> Sums:
@@ -68,7 +71,12 @@ class LibraryBlock:
             else:
                 out, lse = block_packed.forward(q_THD, kv_2NGD, call.seen, scale)
             for start, count, at in neighbours(spans):
-                merge(sums, slice(start, start + count), out[at : at + count], lse[:, at : at + count])
+                rows, found = slice(start, start + count), slice(at, at + count)
+                self.mix(sums.out[rows], sums.lse[:, rows], out[found], lse[:, found])
+
+    def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+        """Adds an attention of the same rows over other keys."""
+        self.mix(sums.out, sums.lse, out_MHD, lse_HM)
 
     def backward(
         self,
@@ -120,8 +128,13 @@ def _ours() -> Block:
     return TRITON_BLOCK
 
 
-def _library(rest: Block) -> Block:
-    return LibraryBlock(_packed_and_dense, block_dense.cudnn_forward, block_dense.cudnn_backward, rest)
+@functools.cache
+def _library(bands: bool) -> Block:
+    """The libraries of CUDA, with our own kernel for bands where it takes the heads, and merges by Triton."""
+    from fourfold.backends.kernels import block_triton_merge
+
+    rest, mixed = _ours() if bands else REFERENCE_BLOCK, block_triton_merge.mix
+    return LibraryBlock(_packed_and_dense, block_dense.cudnn_forward, block_dense.cudnn_backward, rest, mixed)
 
 
 def _operands(q_THD: Tensor, kv_2NGD: Tensor, one: Rectangle) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,8 +219,8 @@ def _both_take(q_THD: Tensor) -> bool:
 CPU_BLOCK = LibraryBlock(_one_by_one, block_dense.cpu_forward, block_dense.cpu_backward)
 BLOCKS: tuple[Offer, ...] = (
     Offer("cpu", _cpu_takes, lambda: CPU_BLOCK),
-    Offer("library, bands by triton", _both_take, lambda: _library(_ours())),
-    Offer("library, bands written out", _flash_takes, lambda: _library(REFERENCE_BLOCK)),
+    Offer("library, bands by triton", _both_take, lambda: _library(True)),
+    Offer("library, bands written out", _flash_takes, lambda: _library(False)),
     Offer("triton", _ours_takes, _ours),
     Offer("written out", lambda q_THD: True, lambda: REFERENCE_BLOCK),
 )

@@ -7,8 +7,6 @@ dk = scale ds^T q. Letters: M rows of queries, N rows of keys, R query heads a k
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +35,11 @@ class ReferenceBlock:
             lse_GRM = scores_GRMN.logsumexp(-1)
             p_GRMN = (scores_GRMN - _finite(lse_GRM).unsqueeze(-1)).exp()
             out_GRMD = p_GRMN @ _wide(v_TGD[keys]).transpose(0, 1).unsqueeze(1)
-            merge(sums, rows, _flat(out_GRMD), lse_GRM.flatten(0, 1))
+            mix(sums.out[rows], sums.lse[:, rows], _flat(out_GRMD), lse_GRM.flatten(0, 1))
+
+    def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+        """Adds an attention of the same rows over other keys."""
+        mix(sums.out, sums.lse, out_MHD, lse_HM)
 
     def backward(
         self,
@@ -75,23 +77,12 @@ def empty(q_THD: Tensor) -> Sums:
     return Sums(torch.zeros(q_THD.shape, dtype=kind, device=q_THD.device), lse)
 
 
-def merge(sums: Sums, rows: slice, out_MHD: Tensor, lse_HM: Tensor) -> None:
-    """Adds an attention over other keys to the sums of these rows; an lse of -inf stands for no key."""
-    mix = _fused_mix() if out_MHD.is_cuda else _mix
-    mix(sums.out[rows], sums.lse[:, rows], out_MHD, lse_HM)
-
-
-def _mix(out_MHD: Tensor, lse_HM: Tensor, new_MHD: Tensor, new_HM: Tensor) -> None:
+def mix(out_MHD: Tensor, lse_HM: Tensor, new_MHD: Tensor, new_HM: Tensor) -> None:
+    """Adds, in place, an attention over other keys to sums; an lse of -inf stands for no key."""
     both_HM = torch.logaddexp(lse_HM, new_HM)
     share_HM = (new_HM - _finite(both_HM)).exp()
     out_MHD.lerp_(new_MHD.to(out_MHD.dtype), share_HM.t().unsqueeze(-1))
     lse_HM.copy_(both_HM)
-
-
-@functools.cache
-def _fused_mix() -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
-    """One kernel in place of seven."""
-    return torch.compile(_mix, dynamic=True)
 
 
 def _scores(q_MHD: Tensor, k_NGD: Tensor, one: Rectangle, scale: float) -> Tensor:

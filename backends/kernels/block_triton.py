@@ -18,6 +18,7 @@ from fourfold.backends.kernels.block_spans import Layer, layers
 from fourfold.backends.kernels.block_tiles import Tile, Tiles, architecture_of, tiles_for
 from fourfold.backends.kernels.block_triton_backward import delta_kernel, key_kernel, query_kernel
 from fourfold.backends.kernels.block_triton_forward import forward_kernel
+from fourfold.backends.kernels.block_triton_merge import mix
 from fourfold.ir.sequence.method import Sums
 from fourfold.ir.sequence.rectangles import Rectangle
 
@@ -46,6 +47,10 @@ class TritonBlock:
             forward_kernel[(len(layer.forward), heads)](
                 *tensors, *_counts(q, kv), scale, **_fixed(q, kv, tiles.forward)
             )
+
+    def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+        """One launch."""
+        mix(sums.out, sums.lse, out_MHD, lse_HM)
 
     def backward(
         self,

@@ -64,6 +64,10 @@ class Block(Protocol):
         """Adds the keys of the rectangles to the sums, in place; keys and values are one tensor."""
         ...
 
+    def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
+        """Adds, in place, an attention of the same rows over other keys; an lse of -inf stands for no key."""
+        ...
+
     def backward(
         self,
         into: tuple[Tensor, Tensor],
@@ -108,12 +112,3 @@ def delta(grad_THD: Tensor, out_THD: Tensor) -> Tensor:
     """rowsum(grad * out) [H, T] in the accumulation dtype: D of FlashAttention-2, over all keys."""
     kind = accumulation(out_THD.dtype)
     return (grad_THD.to(kind) * out_THD.to(kind)).sum(-1).t().contiguous()
-
-
-def merge(sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
-    """Adds, in place, an attention of the same rows over other keys; an lse of -inf stands for no key."""
-    both_HM = torch.logaddexp(sums.lse, lse_HM)
-    # An lse of -inf on both sides: -inf minus -inf is no number.
-    share_HM = (lse_HM - torch.where(both_HM == float("-inf"), 0.0, both_HM)).exp()
-    sums.out.lerp_(out_MHD.to(sums.out.dtype), share_HM.t().unsqueeze(-1))
-    sums.lse.copy_(both_HM)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fourfold.ir.comm import Comm, Expected
-from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, Sums, accumulation, delta, merge, zeros
+from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, Sums, accumulation, delta, zeros
 from fourfold.ir.sequence.rectangles import rectangles
 from fourfold.ir.sequence.route import Spans, Stop, counted, route
 from fourfold.ir.sequence.tokens import Shard
@@ -39,7 +39,10 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
         block.forward(sums, carried[0], kv_2TGD, seen, job.softmax.scale)
         return sums.out, sums.lse
 
-    out, lse_HT = _round(comm, job, (q_THD,), work, _merge, (q_THD.dtype, accumulation(q_THD.dtype)))
+    def add(known: Tensors, more: Tensors) -> None:
+        block.merge(Sums(*known), *more)
+
+    out, lse_HT = _round(comm, job, (q_THD,), work, add, (q_THD.dtype, accumulation(q_THD.dtype)))
     out_THD = out.to(q_THD.dtype)
     return out_THD, (q_THD, kv_2TGD, out_THD, lse_HT)
 
@@ -131,10 +134,6 @@ def _shape(x: Tensor, rows: int) -> tuple[int, ...]:
 def _dim(x: Tensor) -> int:
     """Where the tokens are."""
     return 1 if x.dim() == 2 else 0
-
-
-def _merge(known: Tensors, more: Tensors) -> None:
-    merge(Sums(*known), *more)
 
 
 def _sum(known: Tensors, more: Tensors) -> None:
