@@ -1,0 +1,150 @@
+"""What one global batch does: which tokens of which sequence run when, on which ranks of the pool, by which method.
+
+ChunkFlow cuts a sequence along time (micro-steps), ring and Ulysses along space (ranks); packing cuts nothing. One
+placement says all of it, so that policies can be compared and one engine runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.sequence.tokens import Shard, laid
+from fourfold.ir.serial import from_plain, to_json
+
+SCHEMA = "fourfold.batch/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens `start` to `stop` of one sequence: in this micro-step, on these ranks of the pool, by this method."""
+
+    sequence: int
+    start: int
+    stop: int
+    micro_step: int
+    ranks: tuple[int, ...]
+    method: str = "whole"
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.sequence}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The pieces that the same ranks run together in one micro-step: packed where a rank is alone, else shared."""
+
+    micro_step: int
+    ranks: tuple[int, ...]
+    method: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of all its ranks."""
+        return sum(piece.tokens for piece in self.pieces)
+
+    def shards(self) -> tuple[Shard, ...]:
+        """What each of its ranks holds; documents are its pieces. Heads exchanged by all need no balance of tokens."""
+        n = len(self.ranks)
+        lengths = tuple(piece.tokens for piece in self.pieces)
+        return laid("contiguous", lengths, n, n) if self.method == "ulysses" else laid("zigzag", lengths, n)
+
+    def held(self) -> dict[int, int]:
+        """Tokens of each rank."""
+        if len(self.ranks) == 1:
+            return {self.ranks[0]: self.tokens}
+        return {rank: shard.tokens for rank, shard in zip(self.ranks, self.shards(), strict=True)}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The placement of one batch on a pool of `ranks` ranks, each with room for `capacity` tokens a micro-step.
+
+    policy: who decided. lengths: of the batch's sequences. Ranks take their micro-steps in order and leave out those in
+    which they have no piece; where every micro-step gathers or reduces (ZeRO 2 and 3) they run an empty one.
+    """
+
+    policy: str
+    lengths: tuple[int, ...]
+    ranks: int
+    capacity: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def micro_steps(self) -> int:
+        """Of the rank that has the last."""
+        return 1 + max((piece.micro_step for piece in self.pieces), default=-1)
+
+    @cached_property
+    def teams(self) -> tuple[Team, ...]:
+        """All teams, by micro-step; inside one the widest first, as the slowest messages should leave first."""
+        found: dict[tuple[int, tuple[int, ...], str], list[Piece]] = {}
+        for piece in self.pieces:
+            found.setdefault((piece.micro_step, piece.ranks, piece.method), []).append(piece)
+        order = sorted(found, key=lambda key: (key[0], -len(key[1]), key[1], key[2]))
+        return tuple(Team(*key, tuple(found[key])) for key in order)
+
+    @cached_property
+    def held(self) -> dict[tuple[int, int], int]:
+        """Tokens by (rank, micro-step), where there are any."""
+        found: dict[tuple[int, int], int] = {}
+        for team in self.teams:
+            for rank, tokens in team.held().items():
+                found[rank, team.micro_step] = found.get((rank, team.micro_step), 0) + tokens
+        return found
+
+    def of(self, rank: int) -> Iterator[tuple[int, tuple[Team, ...]]]:
+        """The micro-steps of one rank, each with its teams in the order in which they run."""
+        mine: dict[int, list[Team]] = {}
+        for team in self.teams:
+            if rank in team.ranks:
+                mine.setdefault(team.micro_step, []).append(team)
+        return ((step, tuple(teams)) for step, teams in sorted(mine.items()))
+
+    def __str__(self) -> str:
+        title = (
+            f"{self.policy}: {len(self.lengths)} sequences, {sum(self.lengths):,} tokens on {self.ranks} ranks of "
+            f"{self.capacity:,}"
+        )
+        return "\n".join((title, *(_line(team) for team in self.teams)))
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as JSON."""
+        Path(path).write_text(json.dumps({"schema": SCHEMA, **json.loads(to_json(self))}), encoding="utf-8")
+
+    @classmethod
+    def read(cls, text: str, source: str = "this text") -> BatchPlan:
+        """What `save` wrote as `text`. Raises UsageError for anything else."""
+        try:
+            data = json.loads(text)
+            if data.pop("schema", None) != SCHEMA:
+                raise UsageError(f"{source} is not a batch plan of this version ({SCHEMA})")
+            return from_plain(cls, data)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"{source} is not a batch plan ({error}); make it again") from error
+
+
+def _line(team: Team) -> str:
+    shown = " ".join(map(str, team.pieces[:4])) + (f" and {len(team.pieces) - 4} more" if len(team.pieces) > 4 else "")
+    return f"{team.micro_step}  {spans(team.ranks)}  {team.method}  {team.tokens:,}: {shown}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: `0-3,6`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)

@@ -1,0 +1,85 @@
+"""Tasks that need several ranks at once, placed over time: which ranks, which micro-step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fourfold.ir.batch import BatchPlan, Piece
+from fourfold.passes.batch.terms import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What `ranks` neighbours run in one micro-step: sequences (or stretches of them), the method, its seconds."""
+
+    stretches: tuple[tuple[int, int, int], ...]
+    ranks: int
+    method: str
+    seconds: float
+
+
+def placed(tasks: Sequence[Task], lengths: Sequence[int], terms: Terms, *, policy: str) -> BatchPlan:
+    """Every task on neighbours: those with least to do, or in rounds where all ranks go in step (ZeRO 2 and 3).
+
+    Widest first, then longest. Neighbours lie in one node where they fit in one, and begin at one where they do not.
+    Source: list scheduling; contiguous ranks cost next to nothing against any ranks.
+    """
+    bounds = terms.bounds
+    order = sorted(tasks, key=lambda task: (-task.ranks, -task.seconds, task.stretches))
+    where = _in_rounds(order, terms) if bounds.zero > 1 else _least_loaded(order, terms)
+    pieces = [
+        Piece(i, start, stop, step, tuple(range(first, first + task.ranks)), task.method)
+        for task, (first, step) in zip(order, where, strict=True)
+        for i, start, stop in task.stretches
+    ]
+    return BatchPlan(policy, tuple(lengths), bounds.ranks, bounds.capacity, tuple(pieces))
+
+
+def _least_loaded(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
+    """(first rank, micro-step) of each: where it can begin soonest, each rank one task a micro-step."""
+    loads, following = np.zeros(terms.bounds.ranks), np.zeros(terms.bounds.ranks, dtype=int)
+    found = []
+    for task in tasks:
+        starts = _starts(task.ranks, terms)
+        windows = np.lib.stride_tricks.sliding_window_view(loads, task.ranks)[starts].max(axis=1)
+        first = int(starts[int(np.argmin(windows))])
+        here = slice(first, first + task.ranks)
+        step = int(following[here].max())
+        loads[here], following[here] = loads[here].max() + task.seconds, step + 1
+        found.append((first, step))
+    return found
+
+
+def _in_rounds(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
+    """(first rank, micro-step) of each: rounds hold tasks of like seconds, as the longest holds up all."""
+    by_time = sorted(range(len(tasks)), key=lambda i: -tasks[i].seconds)
+    rounds: list[np.ndarray] = []
+    found = [(0, 0)] * len(tasks)
+    opened = 0
+    for i in by_time:
+        starts = _starts(tasks[i].ranks, terms)
+        for step in range(opened, len(rounds) + 1):
+            if step == len(rounds):
+                rounds.append(np.zeros(terms.bounds.ranks, dtype=bool))
+            busy = np.lib.stride_tricks.sliding_window_view(rounds[step], tasks[i].ranks)[starts].any(axis=1)
+            if not busy.all():
+                first = int(starts[int(np.argmin(busy))])
+                rounds[step][first : first + tasks[i].ranks] = True
+                found[i] = (first, step)
+                break
+        while opened < len(rounds) and rounds[opened].all():
+            opened += 1
+    return found
+
+
+def _starts(ranks: int, terms: Terms) -> np.ndarray:
+    """Where `ranks` neighbours may begin: inside a node, or at the beginning of one."""
+    last, node = terms.bounds.ranks - ranks, terms.node
+    if ranks == 1 or node >= terms.bounds.ranks:
+        return np.arange(last + 1)
+    every = np.arange(last + 1)
+    kept = every[every % node + ranks <= node] if ranks <= node else every[every % node == 0]
+    return kept if len(kept) else every

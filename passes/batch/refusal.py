@@ -1,0 +1,32 @@
+"""What is said of a sequence that a policy cannot place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fourfold.hardware.errors import InfeasibleError
+from fourfold.passes.batch.terms import Terms
+
+SLACK = 2
+"""Tokens by which the fullest rank of a group may be above the mean: chunks of a zigzag differ by one."""
+
+
+def room(ranks: int, terms: Terms) -> int:
+    """Tokens that `ranks` ranks hold together."""
+    return terms.bounds.capacity if ranks == 1 else max(0, ranks * (terms.bounds.capacity - SLACK))
+
+
+def require(lengths: Sequence[int], ranks: int, terms: Terms, *, policy: str) -> None:
+    """Raises InfeasibleError for the longest sequence if `ranks` ranks, the most that the policy gives it, cannot."""
+    longest = max(range(len(lengths)), key=lambda i: lengths[i])
+    length = lengths[longest]
+    if length <= room(ranks, terms):
+        return
+    wanted = -(-length // max(1, terms.bounds.capacity - SLACK))
+    others = "a policy that shares it" if wanted <= terms.bounds.ranks else f"a pool of {wanted} ranks"
+    capacity = -(-length // ranks) + (SLACK if ranks > 1 else 0)
+    held = f"{ranks} rank{'s' * (ranks > 1)} of {terms.bounds.capacity:,} tokens hold {room(ranks, terms):,}"
+    raise InfeasibleError(
+        f"{policy} cannot place sequence {longest} of {length:,} tokens: {held}; a capacity of {capacity:,} would do, "
+        f"or {others}"
+    )

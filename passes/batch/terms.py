@@ -1,0 +1,178 @@
+"""What the placement of a batch is priced by: seconds of a micro-step on a rank, of attention alone and shared.
+
+Made once for a static plan. A micro-step costs a + b tokens, from the same work that prices the plan at two loads;
+attention of a document comes from the recorded events of its method, looked up on a grid of lengths.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import exp, log
+
+from fourfold.costmodel.kernel import attention_time
+from fourfold.hardware.topology import Machine
+from fourfold.ir.batch_rules import Bounds
+from fourfold.ir.graph import Block, Node
+from fourfold.ir.mesh import Mesh
+from fourfold.ir.plan import Plan, Sharing
+from fourfold.passes.load import Load
+from fourfold.passes.price import Priced, priced, seconds_of
+from fourfold.passes.seconds import Seconds
+from fourfold.passes.shared import RATES, Heads, Shared
+from fourfold.passes.work import work
+
+SHARING = ("ring", "gather_kv", "ulysses")
+"""Methods that a group of any number of ranks may use; the last for no more ranks than there are heads."""
+
+LEAST = 1e-9
+"""Seconds that no attention is below: documents of fewer tokens than ranks leave some without work."""
+
+LENGTHS = tuple(2**power for power in range(4, 24))
+"""Lengths at which shared attention is looked up; between them time is a power of the length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Attentions that are alike: heads of a tensor rank, how many calls, how often the forward runs in a micro-step."""
+
+    heads: Heads
+    calls: int
+    forwards: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a static plan and its machine give to whoever places a batch.
+
+    fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
+    and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
+    many lie in one node.
+    """
+
+    machine: Machine
+    bounds: Bounds
+    tensor: int
+    node: int
+    fixed: float
+    linear: float
+    once: float
+    layers: tuple[Layer, ...]
+    travel: str
+    _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
+
+    def alone(self, length: int) -> float:
+        """Seconds of attention over one document on one rank; launches are in `fixed`."""
+        return sum(layer.calls * self._alone(layer, length) for layer in self.layers)
+
+    def shared(self, length: int, ranks: int, method: str) -> float:
+        """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
+        if ranks == 1:
+            return self.alone(length)
+        at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
+        low, high = LENGTHS[at - 1], LENGTHS[at]
+        first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
+        share = log(length / low) / log(high / low)
+        return exp(log(first) + share * (log(second) - log(first)))
+
+    def fastest(self, length: int, ranks: int) -> tuple[float, str]:
+        """Seconds of attention over one document on `ranks` neighbours, and the method that takes the least."""
+        if ranks == 1:
+            return self.alone(length), "whole"
+        methods = SHARING if ranks <= self.bounds.heads else SHARING[:-1]
+        return min((self.shared(length, ranks, method), method) for method in methods)
+
+    def task(self, length: int, ranks: int) -> float:
+        """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
+        return self.linear * length / ranks + self.fastest(length, ranks)[0]
+
+    def _looked_up(self, method: str, ranks: int, length: int) -> float:
+        key = (method, ranks, length)
+        if key not in self._known:
+            found = sum(layer.calls * self._shared(layer, *key) for layer in self.layers)
+            self._known[key] = max(found, LEAST)
+        return self._known[key]
+
+    def _shared(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+        sharing = Sharing("ulysses", "contiguous", ranks) if method == "ulysses" else Sharing(method, "zigzag")
+        group = Shared(self.machine, Mesh(tp=self.tensor, sp=ranks), replace(sharing, travel=self.travel))
+        many = max(1, ranks * self.bounds.capacity // length)
+        forward, backward = (
+            group.seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
+        )
+        return (layer.forwards * forward + backward) / many
+
+    def _alone(self, layer: Layer, length: int) -> float:
+        heads, device = layer.heads, self.machine.device
+        pairs = length * (length + 1) / 2 if heads.causal else float(length) * length
+        flops = 4.0 * heads.heads * heads.width * pairs
+        total = 0.0
+        for times, backward, fit in (
+            (layer.forwards, False, device.attention_forward),
+            (1.0, True, device.attention_backward),
+        ):
+            time = attention_time(
+                flops, length, backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=heads.width
+            )
+            total += times * (time - fit.overhead)
+        return total
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank of a static plan as its micro-steps see it."""
+
+    plan: Plan
+    priced: Priced
+
+    def micro_step(self, tokens: int) -> float:
+        """Seconds of all calls for so many tokens, attention left out but for its launches."""
+        load = Load(tokens, 0.0, 1.0, tokens)
+        seconds = replace(self.seconds, load=load, shared=None)
+        found = {name: work(laid, seconds) for name, laid in self.priced.laid.blocks.items()}
+        priced = replace(self.priced, work=found, known={})
+        return sum(call.path for call in priced.calls)
+
+    @cached_property
+    def seconds(self) -> Seconds:
+        """Prices of its ops."""
+        return seconds_of(replace(self.plan, mesh=replace(self.plan.mesh, sp=1)), self.priced.machine)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its attentions, alike ones together."""
+        found: dict[tuple[Heads, float], int] = {}
+        for call, mode in zip(self.plan.graph.calls, self.priced.modes, strict=True):
+            block = self.plan.graph.blocks[call.block]
+            for node in block.nodes:
+                if node.op == "attention":
+                    key = self._heads(node, block), 2.0 if mode == "full" else 1.0
+                    found[key] = found.get(key, 0) + 1
+        return tuple(Layer(heads, calls, forwards) for (heads, forwards), calls in found.items())
+
+    def _heads(self, node: Node, block: Block) -> Heads:
+        return self.seconds.heads(node, self.plan.mesh.tp, block)
+
+
+def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
+    """The terms of a static plan; its own machine unless another is given. A pipeline counts as one rank as long."""
+    machine = machine or Machine.from_snapshot(plan.machine)
+    whole = priced(plan, machine)
+    rank = Rank(plan, whole)
+    few, many = plan.bucket, max(2 * plan.bucket, plan.capacity)
+    first, second = rank.micro_step(few), rank.micro_step(many)
+    linear = max(0.0, (second - first) / (many - few))
+    layers = rank.layers
+    pool = plan.mesh.group("pool")
+    return Terms(
+        machine=machine,
+        bounds=Bounds(plan.mesh.pool, plan.capacity, plan.zero, min(layer.heads.heads for layer in layers)),
+        tensor=plan.mesh.tp,
+        node=sum(one < machine.node_size for one in pool),
+        fixed=max(0.0, first - linear * few),
+        linear=linear,
+        once=whole.optimizer + whole.talk + whole.step.exposed,
+        layers=layers,
+        travel=plan.sharing.travel,
+    )
