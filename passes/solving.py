@@ -9,8 +9,11 @@ from fourfold.ir.plan import Decision, Plan
 from fourfold.passes.costs import Costs
 from fourfold.passes.schedule.solver import solved
 
-EFFORT = 4.0
+EFFORT = 0.25
 """Deterministic time of one solve: the same plan from the same question, on every machine."""
+
+NEAR = 0.005
+"""Share of a step that a better order is not looked for: prices are not that exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class SolveSchedule:
         memory = tuple(self._room(plan, place) for place in range(plan.mesh.pp))
         key = (tuple(durations.items()), plan.micro_steps, memory, priced.send)
         if key not in self.known:
-            found = solved(durations, plan.micro_steps, memory=memory, send=priced.send, effort=EFFORT)
+            found = solved(durations, plan.micro_steps, memory=memory, send=priced.send, effort=EFFORT, near=NEAR)
             self.known[key] = str(found.schedule)
         ordered = replace(plan, order=self.known[key])
         fits = self.costs.priced(ordered).memory().fits(self.costs.machine.device)

@@ -38,6 +38,7 @@ def solved(
     memory: Sequence[int],
     send: float = 0.0,
     effort: float = 20.0,
+    near: float = 0.0,
 ) -> Solved:
     """The fastest schedule of one stage a rank that CP-SAT finds, micro-steps being alike.
 
@@ -47,8 +48,9 @@ def solved(
     Subject to: one action at a time on a rank; F after the F before it, I or B after the one behind it, `send` later;
     W after I; from F to the end of B or W at most memory[stage] micro-steps at once; micro-steps in order on a stage,
     which loses nothing as they are alike. Starts from 1F1B, or zero-bubble where the backward is split.
-    `effort` is deterministic time, so that the same call gives the same schedule. Never slower than where it starts
-    if that fits the memory. Raises UsageError for durations or memory that do not fit together.
+    `effort` is deterministic time, so that the same call gives the same schedule; a gap of `near` ends it, too. Never
+    slower than where it starts if that fits the memory. Raises UsageError for durations or memory that do not fit
+    together.
     """
     stages = _stages(durations, memory, micro_steps)
     kinds = ("F", "I", "W") if (0, "I") in durations else ("F", "B")
@@ -60,6 +62,7 @@ def solved(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = effort
+    solver.parameters.relative_gap_limit = near
     status = solver.solve(model.model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         raise InfeasibleError(f"no schedule of {stages} stages was found within effort={effort}: give it more")
