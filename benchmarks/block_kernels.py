@@ -100,7 +100,7 @@ LLAMA, LITTLE = Heads(32, 8, 128), Heads(4, 2, 24)
 OTHERS: Mapping[str, tuple[Tile, ...]] = {
     "forward": (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(128, 64, 4, 3)),
     "query": (Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
-    "key": (Tile(64, 128, 8, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
+    "key": (Tile(32, 128, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
 }
 """Tiles to try in place of one kernel's own."""
 

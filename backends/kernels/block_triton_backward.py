@@ -113,17 +113,18 @@ def key_kernel(
     for member in range(HEADS // GROUPS):
         head = group * (HEADS // GROUPS) + member
         for step in range(steps - full):
-            row = low + tl.where(step < left, step, step + full) * ROWS + tl.arange(0, ROWS)
-            q, grad = taken(q_MHD, grad_MHD, row, rows, head, HEADS, WIDTH, PADDED)
-            first, past, lse, delta = rows_of(spans_2M, lse_HM, delta_HM, row, rows, head)
+            at = low + tl.where(step < left, step, step + full) * ROWS
+            q, grad = taken(q_MHD, grad_MHD, at, rows, head, True, HEADS, WIDTH, PADDED, ROWS)
+            first, past, lse, delta = rows_of(spans_2M, lse_HM, delta_HM, at + tl.arange(0, ROWS), rows, head)
             key = (start + tl.arange(0, KEYS))[:, None]
             p = weights(k, q, lse[None, :], scale)
             p = tl.where((key >= first[None, :]) & (key < past[None, :]), p, 0.0)
             dk, dv = given(dk, dv, p, v, q, grad, delta)
         for step in range(left, left + full):
-            row = low + step * ROWS + tl.arange(0, ROWS)
-            q, grad = taken(q_MHD, grad_MHD, row, rows, head, HEADS, WIDTH, PADDED)
-            first, past, lse, delta = rows_of(spans_2M, lse_HM, delta_HM, row, rows, head)
+            at = low + step * ROWS
+            q, grad = taken(q_MHD, grad_MHD, at, rows, head, False, HEADS, WIDTH, PADDED, ROWS)
+            place = head.to(tl.int64) * rows + at + tl.arange(0, ROWS)
+            lse, delta = tl.load(lse_HM + place) * 1.4426950408889634, tl.load(delta_HM + place)
             dk, dv = given(dk, dv, weights(k, q, lse[None, :], scale), v, q, grad, delta)
     added(dkv_2NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS)
     added(dkv_2NGD + (keys.to(tl.int64) * GROUPS + group) * WIDTH, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS)
@@ -147,18 +148,27 @@ def rows_of(
 def taken(
     q_MHD: tl.tensor,
     grad_MHD: tl.tensor,
-    row: tl.tensor,
+    at: tl.tensor,
     rows: tl.tensor,
     head: tl.tensor,
+    EDGE: tl.constexpr,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Rows of q and of the gradient of out, [rows, D]; zero past the last row and past the head's width."""
-    column = tl.arange(0, PADDED)
-    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
-    places = (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + column[None, :]
-    return tl.load(q_MHD + places, mask=inside, other=0.0), tl.load(grad_MHD + places, mask=inside, other=0.0)
+    """A tile of rows of q and of the gradient of out; `EDGE`: some may be past the last, and are zero."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    places = row[:, None] * (HEADS * WIDTH) + column[None, :]
+    offset = (at.to(tl.int64) * HEADS + head) * WIDTH
+    if EDGE or WIDTH < PADDED:
+        inside = (at + row < rows)[:, None] & (column < WIDTH)[None, :]
+        q = tl.load(q_MHD + offset + places, mask=inside, other=0.0)
+        grad = tl.load(grad_MHD + offset + places, mask=inside, other=0.0)
+    else:
+        q = tl.load(q_MHD + offset + places)
+        grad = tl.load(grad_MHD + offset + places)
+    return q, grad
 
 
 @triton.jit

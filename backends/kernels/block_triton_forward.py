@@ -100,13 +100,10 @@ def keys_of(
     key, column = tl.arange(0, KEYS), tl.arange(0, PADDED)
     places = key[:, None] * (GROUPS * WIDTH) + column[None, :]
     offset = at.to(tl.int64) * (GROUPS * WIDTH)
-    if EDGE:
+    if EDGE or WIDTH < PADDED:
         inside = (at + key < keys)[:, None] & (column < WIDTH)[None, :]
         k = tl.load(k_at + offset + places, mask=inside, other=0.0)
         v = tl.load(v_at + offset + places, mask=inside, other=0.0)
-    elif WIDTH < PADDED:
-        k = tl.load(k_at + offset + places, mask=(column < WIDTH)[None, :], other=0.0)
-        v = tl.load(v_at + offset + places, mask=(column < WIDTH)[None, :], other=0.0)
     else:
         k = tl.load(k_at + offset + places)
         v = tl.load(v_at + offset + places)
