@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import planned
@@ -58,6 +59,35 @@ def verified(case: str, **options: Any) -> Report:
 def test_a_plan_equals_the_plain_module(case: str) -> None:
     report = verified(case, steps=1)
     assert report.passed, str(report)
+
+
+MIXED = """
+0F0 0F1 0I0 0F2 0B1 0I2 0W2 0W0
+1F0 1B0 1F1 1I1 1F2 1I2 1W1 1W2
+"""
+"""Whole backwards between split ones, a W far from its I and out of turn."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_order_of_its_own_equals_the_plain_module(family: str) -> None:
+    """The text of a solver, or anyone's: tied weights, blocks done again, weights that wait to the end."""
+    plan = planned.plan_for(
+        FAMILIES[family](), Mesh(pp=2), zero=1, recompute="regions", micro_steps=3, schedule="solved", bounds=(2,)
+    )
+    report = verify(FAMILIES[family](), replace(plan, order=MIXED.strip()), dtype="float64", steps=2)
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "regions", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("mesh", "bounds", "zero"), [("pp4", "1,2,3", 0), ("dp2xpp2", "1", 1), ("pp2xtp2", "2", 1)])
+def test_a_split_backward_equals_the_plain_module(
+    mesh: str, bounds: str, zero: int, family: str, recompute: str
+) -> None:
+    for dtype in ("float32", "float64"):
+        report = verified(f"{family} {mesh} zero_bubble {bounds} {zero} {recompute} 5 {dtype}", steps=1)
+        assert report.passed, str(report)
 
 
 FOUR = {
