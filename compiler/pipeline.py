@@ -14,10 +14,11 @@ from fourfold.ir.answer import Answer, Refusal
 from fourfold.ir.plan import Plan
 from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
+from fourfold.passes.deciding import Pass, Watch, unwatched
 from fourfold.passes.pins import check_pins
 from fourfold.passes.recompute import ChooseRecompute
 from fourfold.passes.repairs import infeasible
-from fourfold.passes.search import Pass, Search, Watch, unwatched
+from fourfold.passes.search import Search
 from fourfold.passes.sharing import ShareDocuments
 from fourfold.passes.stages import CutStages
 

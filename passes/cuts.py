@@ -23,8 +23,8 @@ ALIKE = 1.25
 """Numbers of micro-steps no further apart than this share a layout where the best one changes between them."""
 
 Layouts = Mapping[str, Layout]
-Key = tuple[int, tuple[tuple[tuple[str, str], str], ...]]
-"""Tensor ranks and pinned cuts."""
+Key = tuple[int, int, tuple[tuple[tuple[str, str], str], ...]]
+"""Tensor ranks, how far apart they are numbered, and pinned cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class CutTensors:
         """The plan with a layout for every block."""
         return replace(plan, layouts=self._layouts(plan))
 
+    def every(self, plan: Plan) -> Iterator[Plan]:
+        """The one layout: it is the best of all there are."""
+        yield self(plan)
+
     def decisions(self, plan: Plan) -> Iterator[Decision]:
         """For each product, embedding, attention and loss: its cut, and the seconds of the op alone in each option.
 
@@ -62,7 +66,7 @@ class CutTensors:
     def _layouts(self, plan: Plan) -> Layouts:
         """Solved for this number of micro-steps, or known because those for fewer and for more agree."""
         steps, pinned = plan.micro_steps, pinned_cuts(plan)
-        known = self.solved.setdefault((plan.mesh.tp, tuple(pinned.items())), {})
+        known = self.solved.setdefault((plan.mesh.tp, plan.mesh.stride("tp"), tuple(pinned.items())), {})
         low, high = 1, max(most_micro_steps(plan), steps)
         while True:
             for end in (low, high):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fourfold.hardware.errors import UsageError
-from fourfold.ir.mesh import Mesh
+from fourfold.ir.mesh import AXES, Mesh
 from fourfold.ir.plan import Plan
-from fourfold.passes.pins import number
+from fourfold.passes.pins import number, pinned_order
 
 LEAST_SHARE = 8
 """Buckets of tokens that a rank should have of the longest sequence before several share it."""
@@ -21,13 +21,22 @@ def meshes(plan: Plan, ranks: int) -> Iterator[Mesh]:
     Not more pipeline stages than layers, not more sequence ranks than its longest sequence feeds, not more data ranks
     than there are sequences; what is pinned is not held to that. Raises UsageError when the pins cannot fill the ranks.
     """
+    yield from _filled(plan, ranks, _most(plan))
+
+
+def every_mesh(plan: Plan, ranks: int) -> Iterator[Mesh]:
+    """Every factorisation that could be run: a call for each stage, a bucket of tokens for each sequence rank."""
+    feed = max(1, plan.workload.longest // plan.bucket)
+    yield from _filled(plan, ranks, {"dp": ranks, "tp": ranks, "pp": len(plan.graph.calls), "sp": feed})
+
+
+def _filled(plan: Plan, ranks: int, most: Mapping[str, int]) -> Iterator[Mesh]:
     pins = plan.pins
     degrees = [n for n in range(1, ranks + 1) if ranks % n == 0]
     wanted = {axis: number(pins, axis) for axis in ("dp", "tp", "pp", "sp")}
-    most = _most(plan, ranks)
     found = False
     for tp, pp, sp in _products(degrees, ranks):
-        mesh = Mesh(dp=ranks // (tp * pp * sp), tp=tp, pp=pp, sp=sp)
+        mesh = Mesh(dp=ranks // (tp * pp * sp), tp=tp, pp=pp, sp=sp).ordered(pinned_order(pins) or AXES)
         if any(wanted[axis] not in (None, getattr(mesh, axis)) for axis in wanted):
             continue
         if all(wanted[axis] is not None or getattr(mesh, axis) <= most[axis] for axis in wanted):
@@ -44,7 +53,7 @@ def layers(plan: Plan) -> int:
     return sum(call.block in mixing for call in plan.graph.calls)
 
 
-def _most(plan: Plan, ranks: int) -> Mapping[str, int]:
+def _most(plan: Plan) -> Mapping[str, int]:
     workload = plan.workload
     feed = workload.longest // (LEAST_SHARE * plan.bucket)
     return {"dp": max(1, workload.sequences), "tp": WIDEST, "pp": max(1, layers(plan)), "sp": max(1, feed)}

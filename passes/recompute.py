@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 
 from ortools.sat.python import cp_model
@@ -46,6 +47,20 @@ class ChooseRecompute:
             for index, mode in zip(line.calls, known[key], strict=True):
                 modes[index] = mode
         return replace(plan, recompute=tuple(modes))
+
+    def every(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with each mode of each call; none where what is kept at least does not fit."""
+        only = plan.pins.get("recompute")
+        if not all(self._could_fit(line, only) for line in self.costs.priced(plan).lines):
+            return
+        for chosen in product(*(_modes(plan.graph, call.block, only) for call in plan.graph.calls)):
+            yield replace(plan, recompute=chosen)
+
+    def _could_fit(self, line: Line, only: str | int | None) -> bool:
+        """Whether the modes that keep least fit, if they brought nothing back."""
+        each = {n: min(line.work[n].kept[m] for m in _modes(line.plan.graph, n, only)) for n in line.counts}
+        saved = sum(count * each[name] for name, count in line.counts.items()) * line.in_flight
+        return line.memory_with(saved, 0.0).fits(self.costs.machine.device)
 
     def _line(self, line: Line, only: str | int | None) -> tuple[str, ...]:
         """The modes of the calls of one place in a line of stages."""

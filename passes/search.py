@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import lcm
-from typing import Protocol
 
 from fourfold.ir.answer import Answer, Candidate, Refusal
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Decision, Plan
 from fourfold.ir.verify import OF_SETTINGS, RULES, complaints
 from fourfold.passes.costs import Costs
+from fourfold.passes.deciding import Pass, Watch, unwatched
 from fourfold.passes.decisions import decisions
+from fourfold.passes.exhaustive import Exhaust, small
 from fourfold.passes.meshes import meshes
+from fourfold.passes.orders import orders
 from fourfold.passes.refusals import refusal
 from fourfold.passes.settings import settings
 
 THOROUGH = 16
 """Ranks up to which every mesh is priced to its end, so that each one that does not fit is told."""
-
-Watch = Callable[[str, Plan], None]
-"""Called with the name of a pass and the plan it made: the one way to look into a search."""
-
-
-class Pass(Protocol):
-    """One decision: a plan in, the plan with that decision out."""
-
-    def __call__(self, plan: Plan) -> Plan: ...
-
-    def decisions(self, plan: Plan) -> Iterable[Decision]:
-        """For the log of a finished plan: what was chosen, over what."""
-        ...
-
-
-def unwatched(name: str, plan: Plan) -> None:
-    """Looks at nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +46,15 @@ class Search:
     Given: a plan that names graph, machine, workload, precision, optimizer and pins. Minimises: seconds of one step.
     Subject to: the upper memory band within the device; every sequence within a micro-step; the pins. Best first: the
     plan with the least floor goes on, so what is finished first is the best of its mesh and ZeRO stage, and the rest
-    need no pricing. Exact as long as no pass lowers a plan's floor.
+    need no pricing. Exact for what the passes decide one by one, as long as no pass lowers a plan's floor; few layers
+    on few ranks are then looked at to the end, everything decided at once.
     """
 
     costs: Costs
     passes: Sequence[Pass]
     top: int = 3
     watch: Watch = unwatched
+    exact: bool = True
     _verified: dict[tuple[int, int], object] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> tuple[Answer | None, tuple[Refusal, ...]]:
@@ -75,13 +63,18 @@ class Search:
         found: list[Candidate] = []
         lacking: dict[Mesh, list[tuple[float, Plan]]] = {}
         beaten: list[float] = []
-        for mesh in meshes(plan, self.costs.machine.ranks):
+        tried = meshes(plan, self.costs.machine.ranks)
+        for mesh in chain(tried, self._reordered(plan, found)):
             start = replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp))
             best, short = self._mesh(start, self._limit(found), beaten)
             found += best
             if not best and short:
                 lacking[mesh] = short
         ranked = sorted(found, key=lambda candidate: candidate.estimate.step)
+        if self.exact and small(plan, self.costs.machine.ranks):
+            faster = Exhaust(self.costs, self.passes)(plan, ranked[0] if ranked else None)
+            ranked = [faster, *ranked] if faster else ranked
+            lacking.pop(ranked[0].plan.mesh if ranked else plan.mesh, None)
         refused = tuple(refusal(mesh, short, ranked) for mesh, short in lacking.items())
         if not ranked:
             return None, refused
@@ -90,6 +83,15 @@ class Search:
         bound = min((*beaten, ranked[0].estimate.step))
         beside = tuple(ranked[1 : self.top + 1])
         return Answer(chosen, ranked[0].estimate, beside, refused, solving=spent, bound=bound), refused
+
+    def _reordered(self, plan: Plan, found: Sequence[Candidate]) -> Iterator[Mesh]:
+        """Then the meshes that were priced to their end, with other axes inside the node.
+
+        Only those: what is left out for its floor has tensor ranks inside the node, where its floor is least.
+        """
+        if "order" not in plan.pins:
+            for mesh in dict.fromkeys(candidate.plan.mesh for candidate in found):
+                yield from orders(mesh, self.costs.machine)
 
     def _limit(self, found: Sequence[Candidate]) -> float:
         """Seconds that a plan must stay below to be among those asked for; on few ranks everything is priced."""

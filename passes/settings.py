@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from math import ceil
 
 from fourfold.ir.plan import VIRTUAL, Plan
@@ -20,6 +21,9 @@ FEW = 16
 DENSE = {True: (16, 1.2), False: (4, 1.5)}
 """For few ranks and for many: every number of micro-steps up to this one is tried, above it by this factor."""
 
+MANY = 64
+"""Numbers of micro-steps of which each is tried where everything is."""
+
 SPARE = 1.05
 """Room in a micro-step beyond its mean, so that sequences of many lengths can be dealt."""
 
@@ -30,13 +34,36 @@ def settings(plan: Plan) -> Iterator[Plan]:
     A pool of one rank has nothing to shard; ZeRO 2 differs from 1 only when several micro-steps reduce, and is not
     for pipelines, whose micro-steps keep their whole gradients or shard everything.
     """
+    for zero in zeros(plan):
+        for capacity, steps in _micro_steps(plan, _counts(plan)):
+            for schedule in schedules(plan, steps):
+                if zero != 2 or steps > 1 or number(plan.pins, "zero") == 2:
+                    yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+
+
+def every_setting(plan: Plan) -> Iterator[Plan]:
+    """The same with every number of micro-steps up to MANY, and every schedule that can be run."""
+    most = most_micro_steps(plan)
+    counts = range(1, most + 1) if most <= MANY else _counts(plan)
+    for capacity, steps in _micro_steps(plan, counts):
+        for zero, schedule in product(zeros(plan), _every_schedule(plan)):
+            yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+
+
+def zeros(plan: Plan) -> tuple[int, ...]:
+    """The ZeRO stages that a mesh can have."""
     pinned = number(plan.pins, "zero")
     stages = (0,) if plan.mesh.pool == 1 else (0, 1, 3) if plan.mesh.pp > 1 else (0, 1, 2, 3)
-    for zero in stages if pinned is None else (pinned,):
-        for capacity, steps in _micro_steps(plan):
-            for schedule in schedules(plan, steps):
-                if zero != 2 or steps > 1 or pinned == 2:
-                    yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+    return stages if pinned is None else (pinned,)
+
+
+def _every_schedule(plan: Plan) -> tuple[str, ...]:
+    """As many stages a rank as there are calls for."""
+    pinned = plan.pins.get("schedule")
+    if plan.mesh.pp == 1 or pinned is not None:
+        return (str(pinned or plan.schedule),)
+    held = {"1f1b": 1, "gpipe": 1, **VIRTUAL}
+    return tuple(name for name, virtual in held.items() if plan.mesh.pp * virtual <= len(plan.graph.calls))
 
 
 def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
@@ -54,7 +81,7 @@ def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _micro_steps(plan: Plan) -> Iterator[tuple[int, int]]:
+def _micro_steps(plan: Plan, counts: Iterable[int]) -> Iterator[tuple[int, int]]:
     """(capacity, micro-steps) without repeats, from one large micro-step to many small ones."""
     capacity, count = number(plan.pins, "capacity"), number(plan.pins, "micro_steps")
     if capacity is not None:
@@ -62,7 +89,7 @@ def _micro_steps(plan: Plan) -> Iterator[tuple[int, int]]:
     elif count is not None:
         tried = [_capacity(plan, count)]
     else:
-        tried = [_capacity(plan, n) for n in _counts(plan)]
+        tried = [_capacity(plan, n) for n in counts]
     for size in dict.fromkeys(tried):
         yield size, _steps(plan, size)
 

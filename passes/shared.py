@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from fourfold.costmodel.collective import collective_time
-from fourfold.costmodel.kernel import attention_flops, attention_time, stream_time
+from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, stream_time
 from fourfold.hardware.machine import Crossing
 from fourfold.hardware.topology import Machine
 from fourfold.ir.mesh import Mesh
@@ -29,6 +29,9 @@ RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "f
 """The cost model's name of the unit that multiplies each dtype."""
 MERGED = 12.0
 """Bytes an element that adding one block's output to the sums moves: two in, four in and out, and their gradient's."""
+
+WRITING = "rsa"
+"""The method that writes out the weights of whole rows, and multiplies with no kernel of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +66,40 @@ class Shared:
 
     def seconds(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
         """One attention over `tokens` of the group in documents of `length`, on the rank that has most to do."""
-        found = recording(self.sharing, self.mesh.sp, heads, length)
         kind: Literal["forward", "backward"] = "backward" if backward else "forward"
-        return self._clock(found.of(kind), heads, tokens / length, length)
+        found = (recording(self.sharing, self.mesh.sp, heads, length, rank) for rank in self._ends)
+        seconds = max(self._clock(one.of(kind), heads, tokens / length, length) for one in found)
+        return seconds + self._written_out(heads, tokens, products=4 if backward else 2)
 
     def exposed(self, heads: Heads, *, length: int, tokens: float) -> float:
         """Seconds of forward and backward in which messages are waited for and nothing is computed."""
         total = sum(self.seconds(heads, length=length, tokens=tokens, backward=b) for b in (False, True))
-        found = recording(self.sharing, self.mesh.sp, heads, length)
+        found = recording(self.sharing, self.mesh.sp, heads, length, self.mesh.sp - 1)
         ran = [e for kind in (found.forward, found.backward) for e in kind if isinstance(e, Ran)]
-        return total - sum(self._ran(e, heads, tokens / length, length) for e in ran)
+        written = self._written_out(heads, tokens, products=6)
+        return total - written - sum(self._ran(e, heads, tokens / length, length) for e in ran)
 
     def scratch(self, heads: Heads, tokens: int) -> float:
         """Bytes at most beside the operands: keys of others, and the sums of gradients in their dtype."""
         one = 2.0 * tokens * heads.kv_heads * heads.width
         copies = self.mesh.sp - 1 if self.sharing.method == "gather_kv" else 2
         sums = 4.0 * tokens * heads.heads * heads.width
-        return one * copies * (SIZES[heads.dtype] + 4.0) + 2.0 * sums
+        weights = tokens * float(tokens * self.mesh.sp) * heads.heads * (SIZES[heads.dtype] + 4.0)
+        written = weights if self.sharing.method == WRITING else 0.0
+        return one * copies * (SIZES[heads.dtype] + 4.0) + 2.0 * sums + written
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        """Ranks of which one has most to do: work goes up or down along the group, or is alike."""
+        return (self.mesh.sp - 1,) if self.sharing.layout == "zigzag" else (0, self.mesh.sp - 1)
+
+    def _written_out(self, heads: Heads, tokens: float, *, products: int) -> float:
+        """Seconds of a method that multiplies by itself: this rank's queries with all keys of the micro-step, hidden
+        pairs included, in float32; each product reads or writes the weights once."""
+        if self.sharing.method != WRITING:
+            return 0.0
+        pairs = tokens * tokens / self.mesh.sp * heads.heads
+        return products * matmul_time(2.0 * pairs * heads.width, 4.0 * pairs, "fp32", self.machine.device)
 
     def _clock(self, events: Sequence[Event], heads: Heads, many: float, length: int) -> float:
         now, queue = 0.0, 0.0
@@ -122,11 +142,11 @@ class Shared:
 
 
 @lru_cache(maxsize=4096)
-def recording(sharing: Sharing, n: int, heads: Heads, length: int) -> Recording:
-    """What the last rank of a group of n does for one document; in a balanced layout all do alike."""
+def recording(sharing: Sharing, n: int, heads: Heads, length: int, rank: int) -> Recording:
+    """What a rank of a group of n does for one document."""
     shards = laid(sharing.layout, (length,), n, sharing.ulysses)
     travel = getattr(torch, sharing.travel)
     job = Job(shards, Softmax(1.0, heads.causal), sharing.ulysses, travel)
     dtype = getattr(torch, heads.dtype)
     one = {"heads": heads.heads, "kv_heads": heads.kv_heads, "width": heads.width}
-    return record(METHODS[sharing.method], job, n - 1, dtype=dtype, takes_delta=False, **one)
+    return record(METHODS[sharing.method], job, rank, dtype=dtype, takes_delta=False, **one)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Decision, Plan, Sharing
+from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence.tokens import LAYOUTS
 from fourfold.passes.costs import Costs
 from fourfold.passes.load import load_of
 from fourfold.passes.pins import number
+
+EXCHANGING = ("whole", "ulysses", "usp")
+"""Methods that share nothing, or for which some exchange heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +34,16 @@ class ShareDocuments:
         if plan.mesh.sp == 1:
             return plan
         load = load_of(plan)
-        key = (plan.mesh.sp, plan.mesh.tp, load.tokens, load.length, tuple(plan.pins.items()))
+        strides = plan.mesh.stride("sp"), plan.mesh.stride("tp")
+        key = (plan.mesh.sp, plan.mesh.tp, strides, load.tokens, load.length, tuple(plan.pins.items()))
         if key not in self.known:
             self.known[key] = min(options(plan), key=lambda one: self._seconds(plan, one))
         return replace(plan, sharing=self.known[key])
+
+    def every(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with each way to share that the pins leave."""
+        for one in (plan.sharing,) if plan.mesh.sp == 1 else every_option(plan):
+            yield replace(plan, sharing=one)
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
         """Each way, and the seconds of attention of one micro-step."""
@@ -54,15 +65,35 @@ class ShareDocuments:
 
 def options(plan: Plan) -> tuple[Sharing, ...]:
     """The ways worth pricing for a mesh: balanced layouts, each method, each number of ranks that exchange heads."""
-    sp, pins = plan.mesh.sp, plan.pins
-    travel = str(pins.get("travel", "float32"))
-    found = [Sharing("ring", "zigzag", 1, travel), Sharing("gather_kv", "zigzag", 1, travel)]
-    found += [Sharing("token_ring", "zigzag", 1, travel), Sharing("ulysses", "contiguous", sp, travel)]
-    found += [Sharing("usp", "zigzag", u, travel) for u in range(2, sp) if sp % u == 0]
+    sp, layout = plan.mesh.sp, plan.pins.get("layout")
+    found = [Sharing(name, "zigzag") for name in ("ring", "gather_kv", "token_ring")]
+    found += [Sharing("ulysses", "contiguous", sp), *(Sharing("usp", "zigzag", u) for u in _inner(sp))]
+    return _kept(found if layout is None else [replace(one, layout=str(layout)) for one in found], plan)
+
+
+def every_option(plan: Plan) -> tuple[Sharing, ...]:
+    """All there are: each method in each layout. Heads exchanged by all leave documents whole on each."""
+    sp = plan.mesh.sp
+    found = [Sharing(name, layout) for name in METHODS if name not in EXCHANGING for layout in LAYOUTS]
+    found += [Sharing("usp", layout, u) for layout in LAYOUTS for u in _inner(sp)]
+    layout = str(plan.pins.get("layout", "contiguous"))
+    return _kept([*found, Sharing("ulysses", layout, sp)], plan)
+
+
+def _inner(sp: int) -> Iterator[int]:
+    """How many of a group may exchange heads and leave a ring."""
+    return (u for u in range(2, sp) if sp % u == 0)
+
+
+def _kept(found: Sequence[Sharing], plan: Plan) -> tuple[Sharing, ...]:
+    """Those that keep the pins; what is pinned alone where none does."""
+    pins, travel = plan.pins, str(plan.pins.get("travel", "float32"))
     method, layout, ulysses = pins.get("sequence"), pins.get("layout"), number(pins, "ulysses")
-    if layout is not None:
-        found = [replace(one, layout=str(layout)) for one in found]
-    kept = [one for one in found if method in (None, one.method) and ulysses in (None, one.ulysses)]
+    kept = [
+        replace(one, travel=travel)
+        for one in found
+        if method in (None, one.method) and layout in (None, one.layout) and ulysses in (None, one.ulysses)
+    ]
     if kept:
         return tuple(kept)
     return (Sharing(str(method or "ring"), str(layout or "zigzag"), ulysses or 1, travel),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, combinations, pairwise
 
 from fourfold.ir.plan import Decision, Plan
 from fourfold.passes.costs import Costs
@@ -28,6 +28,14 @@ class CutStages:
             return plan
         weights = [cost.path for cost in self.costs.priced(plan).calls]
         return replace(plan, bounds=bounds(weights, plan.mesh.pp * plan.virtual))
+
+    def every(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with each way to cut it."""
+        if plan.mesh.pp == 1:
+            yield plan
+            return
+        for chosen in combinations(range(1, len(plan.graph.calls)), plan.mesh.pp * plan.virtual - 1):
+            yield replace(plan, bounds=chosen)
 
     def decisions(self, plan: Plan) -> Iterator[Decision]:
         """Where the stages begin, and the seconds of each in one micro-step."""
