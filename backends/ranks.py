@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
@@ -56,7 +55,8 @@ class Ranks:
     @property
     def pool_rank(self) -> int:
         """This rank's place in the pool."""
-        return self.rank // self.tensor.size % self.pool
+        replicate, shard = (self.mesh.get_local_rank(axis) for axis in ("replicate", "shard"))
+        return replicate * self.mesh["shard"].size() + shard
 
     @property
     def stage_rank(self) -> int:
@@ -90,24 +90,29 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     device = _enter(device, timeout)
     replicate, sharded = (1, mesh.pool) if shard else (mesh.pool, 1)
     shape = (mesh.pp, replicate, sharded, mesh.tp)
-    grid = _grid(device, shape, timedelta(seconds=timeout))
+    grid = _grid(device, _numbered(mesh).view(shape), timedelta(seconds=timeout))
     group = grid["tp"].get_group()
     rank = dist.get_rank()
-    tensor = Axis(group.group_name, mesh.tp, rank % mesh.tp)
+    tensor = Axis(group.group_name, mesh.tp, mesh.place(rank, "tp"))
     return Ranks(device, rank, grid, tensor, _sequence(mesh, rank, timedelta(seconds=timeout)), _wire(mesh, grid, rank))
 
 
-def _grid(device: torch.device, shape: tuple[int, ...], timeout: timedelta) -> DeviceMesh:
+def _numbered(mesh: Mesh) -> torch.Tensor:
+    """The rank at each place [pp, pool, tp]."""
+    lines, pools, pair = (torch.tensor(mesh.group(axis)) for axis in ("pp", "pool", "tp"))
+    return lines[:, None, None] + pools[:, None] + pair
+
+
+def _grid(device: torch.device, ranks: torch.Tensor, timeout: timedelta) -> DeviceMesh:
     """The mesh, whose groups wait no longer than the whole one does: left alone, torch gives them its own default."""
     names = ("pp", "replicate", "shard", "tp")
     if device.type == "cuda":
-        grid = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        grid = DeviceMesh(device.type, ranks, mesh_dim_names=names)
         for name in names:
             _set_pg_timeout(timeout, grid[name].get_group())
         return grid
     # gloo's point-to-point keeps to the timeout its group was made with.
-    ranks = torch.arange(math.prod(shape)).view(shape)
-    lines = [ranks.movedim(dim, -1).reshape(-1, size).tolist() for dim, size in enumerate(shape)]
+    lines = [ranks.movedim(dim, -1).reshape(-1, size).tolist() for dim, size in enumerate(ranks.shape)]
     return DeviceMesh.from_group([_own(each, timeout) for each in lines], "cpu", mesh=ranks, mesh_dim_names=names)
 
 
@@ -124,8 +129,7 @@ def _own(lines: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:
 
 def _wire(mesh: Mesh, grid: DeviceMesh, rank: int) -> Wire:
     """The ranks of one place in every stage."""
-    here = rank % (mesh.ranks // mesh.pp)
-    members = tuple(range(here, mesh.ranks, mesh.ranks // mesh.pp))
+    members = tuple(next(line for line in mesh.groups("pp") if rank in line))
     return Wire(members, grid["pp"].get_group() if mesh.pp > 1 else None)
 
 
@@ -135,16 +139,11 @@ def _sequence(mesh: Mesh, rank: int, timeout: timedelta) -> TorchComm:
     assert everyone is not None
     if mesh.sp == 1:
         return TorchComm((rank,), everyone)
-    stage = mesh.pool * mesh.tp
-    pools = [
-        list(range(first + tp, first + stage, mesh.tp))
-        for first in range(0, mesh.ranks, stage)
-        for tp in range(mesh.tp)
-    ]
+    pools = mesh.groups("pool")
     # Even where the pool is all ranks: on a GPU the small talk of a step must not queue behind attention's messages.
     made, _ = dist.new_subgroups_by_enumeration(pools, timeout)  # type: ignore[no-untyped-call]
     assert made is not None
-    pool = pools[rank // stage * mesh.tp + rank % mesh.tp]
+    pool = next(one for one in pools if rank in one)
     first = pool.index(rank) // mesh.sp * mesh.sp
     return TorchComm(tuple(pool[first : first + mesh.sp]), made)
 

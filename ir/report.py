@@ -9,7 +9,7 @@ from math import prod
 
 from fourfold.ir.estimate import Candidate, Estimate, Refusal
 from fourfold.ir.graph import TOKENS, Block, Graph, Node
-from fourfold.ir.mesh import AXES
+from fourfold.ir.mesh import AXES, Mesh
 from fourfold.ir.ops import op_of, rule_for
 from fourfold.ir.plan import RECOMPUTE, Decision, Plan
 from fourfold.ir.rule import WHOLE
@@ -62,6 +62,8 @@ def layout(plan: Plan) -> Section:
         cuts = (0, *plan.bounds, len(plan.graph.calls))
         sizes_of = [str(b - a) for a, b in pairwise(cuts)]
         rows.append(("stages", f"{plan.schedule}, {' + '.join(sizes_of)} calls"))
+    if plan.mesh.order != AXES:
+        rows.append(("order", f"{', '.join(plan.mesh.used)}, the last inside a node first"))
     if plan.mesh.sp > 1:
         rows.append(("sequence", f"{plan.sharing}, over {plan.mesh.sp} ranks"))
     return Section(f"Plan: {headline(plan)}", tuple(rows))
@@ -204,13 +206,18 @@ def settings(plan: Plan) -> dict[str, object]:
         },
         "optimizer": {"name": plan.optimizer.name, "state": plan.optimizer.state},
         "precision": {f: getattr(plan.precision, f) for f in ("parameter", "compute", "reduce")},
-        "mesh": {axis: getattr(plan.mesh, axis) for axis in AXES},
+        "mesh": {axis: getattr(plan.mesh, axis) for axis in AXES} | _order(plan.mesh),
         "zero": plan.zero,
         "micro_steps": plan.micro_steps,
         "capacity": plan.capacity,
         "recompute": {mode: modes.count(mode) for mode in RECOMPUTE},
         "cuts": {name: dict(layout.cuts) for name, layout in plan.layouts.items()},
     }
+
+
+def _order(mesh: Mesh) -> dict[str, object]:
+    """Which axis lies inside which, where it is not the usual order."""
+    return {} if mesh.order == AXES else {"order": " ".join(mesh.order)}
 
 
 def _settled(plan: Plan) -> dict[str, str]:

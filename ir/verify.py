@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.conversion import convertible
+from fourfold.ir.mesh import AXES
 from fourfold.ir.ops import rules
 from fourfold.ir.plan import RECOMPUTE, SPLIT, Layout, Plan, damaged
 from fourfold.ir.rule import State, divides
@@ -23,6 +24,10 @@ def degrees_fill_the_machine(plan: Plan) -> Iterator[str]:
     mesh, ranks = plan.mesh, ranks_of(plan.machine)
     if min(mesh.dp, mesh.tp, mesh.pp, mesh.sp) < 1:
         yield f"degrees are at least 1, not dp={mesh.dp} tp={mesh.tp} pp={mesh.pp} sp={mesh.sp}"
+    named = sorted(mesh.order) == sorted(AXES)
+    if not named or (mesh.dp > 1 and mesh.sp > 1 and mesh.stride("dp") < mesh.stride("sp")):
+        yield f"the order names each of {', '.join(AXES)} once, dp before sp, not {', '.join(mesh.order)}"
+        return
     if ranks is not None and mesh.ranks != ranks:
         yield f"{mesh} is {mesh.ranks} ranks, and the machine has {ranks}"
 

@@ -16,8 +16,10 @@ from fourfold.passes.seconds import Seconds
 from fourfold.passes.steps import CallCost
 from fourfold.passes.work import BlockWork, work
 
-Key = tuple[int, int, Sharing | None, Load]
-"""What the seconds of an op depend on: tensor ranks, ranks that share documents and how, the load."""
+Axis = tuple[int, int]
+"""Ranks of an axis, and how far apart they are numbered: which links it crosses."""
+Key = tuple[Axis, Axis, Sharing | None, Load]
+"""What the seconds of an op depend on: the tensor axis, the one of ranks that share documents and how, the load."""
 
 
 @dataclass(frozen=True)
@@ -59,4 +61,5 @@ class Costs:
 
 def _key(plan: Plan) -> Key:
     sharing = plan.sharing if plan.mesh.sp > 1 else None
-    return plan.mesh.tp, plan.mesh.sp, sharing, load_of(plan)
+    mesh = plan.mesh
+    return (mesh.tp, mesh.stride("tp")), (mesh.sp, mesh.stride("sp")), sharing, load_of(plan)

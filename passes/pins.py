@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Block, Graph, Node
+from fourfold.ir.mesh import AXES
 from fourfold.ir.ops import op_of, rules
 from fourfold.ir.plan import RECOMPUTE, SOLVABLE, SPLIT, VIRTUAL, Plan
 from fourfold.ir.rule import WHOLE
@@ -15,7 +16,7 @@ from fourfold.ir.sequence.tokens import LAYOUTS
 
 DEGREES = ("dp", "tp", "pp", "sp")
 COUNTS = ("zero", "capacity", "micro_steps")
-PINS = (*DEGREES, *COUNTS, "recompute", "schedule", "sequence", "layout", "ulysses", "travel")
+PINS = (*DEGREES, *COUNTS, "order", "recompute", "schedule", "sequence", "layout", "ulysses", "travel")
 """Pins that name a degree or a setting; any other pin is a module name (globs allowed) with a label to cut."""
 
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -41,9 +42,25 @@ def number(pins: Mapping[str, str | int], name: str) -> int | None:
     return int(text)
 
 
+def pinned_order(pins: Mapping[str, str | int]) -> tuple[str, ...]:
+    """The pinned order of axes from the outermost, such as "pp,tp,dp,sp"; none where it is left open.
+
+    Raises UsageError for other words, and for sequence outside data: the ranks of a pool ascend as its places do.
+    """
+    if "order" not in pins:
+        return ()
+    named = tuple(word.strip() for word in str(pins["order"]).split(","))
+    if sorted(named) != sorted(AXES):
+        raise UsageError(f"pin order={pins['order']}: name each of {','.join(AXES)} once, from the outermost")
+    if named.index("dp") > named.index("sp"):
+        raise UsageError(f"pin order={pins['order']}: sp lies inside dp; name dp before it")
+    return named
+
+
 def check_pins(plan: Plan) -> None:
     """Raises UsageError for the first pin that no plan could keep."""
     pins, graph = plan.pins, plan.graph
+    pinned_order(pins)
     for name in (*DEGREES, *COUNTS):
         number(pins, name)
     for name, known in WORDS.items():

@@ -73,7 +73,7 @@ class Priced:
         return tuple(found[pair] for pair in pairs)
 
     def _known_call(self, name: str, mode: str) -> CallCost:
-        key = (name, mode, self.plan.zero, self.plan.mesh.pool, self.plan.micro_steps > 1)
+        key = (name, mode, self.plan.zero, self.pool, self.plan.micro_steps > 1)
         if key not in self.known:
             self.known[key] = self._call(name, mode)
         return self.known[key]

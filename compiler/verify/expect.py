@@ -49,12 +49,12 @@ def stored(graph: Graph, blocks: Mapping[str, Lowered]) -> dict[str, State]:
 
 def own_of(graph: Graph, plan: Plan, rank: int) -> Graph:
     """The calls of a rank's stages."""
-    return part(graph, calls_of(graph, plan, rank // (plan.mesh.ranks // plan.mesh.pp)))
+    return part(graph, calls_of(graph, plan, plan.mesh.place(rank, "pp")))
 
 
 def expected_bytes(graph: Graph, plan: Plan, states: Mapping[str, State], rank: int) -> Bytes:
     """What `rank` holds of `graph`: each parameter cut along tp, then (ZeRO 1 to 3) rows by its place in the pool."""
-    at, size = (rank // plan.mesh.tp % plan.mesh.pool, plan.mesh.pool) if plan.zero else (0, 1)
+    at, size = (plan.mesh.place(rank, "pool"), plan.mesh.pool) if plan.zero else (0, 1)
     whole = {name: _rows_held(value, states[name], plan.mesh.tp, at, size) for name, value in graph.parameters()}
     trained = sum(whole[name] for name, value in graph.parameters() if value.grad)
     return Bytes(sum(whole.values()), trained, 2 * trained)

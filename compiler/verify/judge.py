@@ -42,13 +42,12 @@ def _tensors(job: Job, kind: str, seen: Sequence[Mapping[str, Seen]], limit: flo
     """||x - x0|| / max(||x0||, FLOOR of the largest ||x0||) of each tensor, on the stages that hold it."""
     sizes = {name: math.sqrt(s.size) for rank in seen for name, s in rank.items()}
     largest = max(sizes.values(), default=0.0)
-    inside = len(seen) // job.plan.mesh.pp
     for name in sizes:
         squares: dict[tuple[int, ...], float] = {}
         for number, rank in enumerate(seen):
             if name not in rank:
                 continue
-            key = (number // inside, *rank[name].place.replica)
+            key = (job.plan.mesh.place(number, "pp"), *rank[name].place.replica)
             squares[key] = squares.get(key, 0.0) + rank[name].error
         size = max(sizes[name], FLOOR * largest)
         errors = [math.sqrt(square) / size if size else square for square in squares.values()]
@@ -96,7 +95,7 @@ def _traffic(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     own = [own_of(job.graph, job.plan, rank) for rank in range(len(found))]
     if job.plan.mesh.tp > 1:
         want = [
-            expected_collectives(job.graph, job.plan, blocks, tokens, place=rank // (len(found) // job.plan.mesh.pp))
+            expected_collectives(job.graph, job.plan, blocks, tokens, place=job.plan.mesh.place(rank, "pp"))
             for rank, tokens in enumerate(micro)
         ]
         yield from _exact("collectives", "over tp, ", list(zip(want, (f.traffic for f in found), strict=True)))

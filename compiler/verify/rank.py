@@ -41,7 +41,7 @@ class Job:
     def padded_tokens(self, rank: int) -> tuple[int, ...]:
         """Tokens of each micro-step of a rank, padding included."""
         lengths = [len(item["tokens"]) for item in self.batch]
-        mine = placed(lengths, self.plan, rank // self.plan.mesh.tp % self.plan.mesh.pool)
+        mine = placed(lengths, self.plan, self.plan.mesh.place(rank, "pool"))
         held = (max(s.tokens for s in shards) if shards else sum(lengths[i] for i in docs) for docs, shards in mine)
         return tuple(padded(tokens, self.plan.bucket) for tokens in held)
 

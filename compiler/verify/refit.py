@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
+from typing import Any
 
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.graph import Block, Graph, Node
@@ -29,7 +30,8 @@ def smaller(mesh: Mesh, most: int) -> Mesh:
         axis = max(AXES, key=lambda name: int(getattr(mesh, name)))
         degree = int(getattr(mesh, axis))
         divisor = max(n for n in range(1, degree) if degree % n == 0)
-        mesh = replace(mesh, **{axis: divisor if axis in ("tp", "pp") else (degree + 1) // 2})
+        change: dict[str, Any] = {axis: divisor if axis in ("tp", "pp") else (degree + 1) // 2}
+        mesh = replace(mesh, **change)
     return mesh
 
 
