@@ -7,13 +7,13 @@ from dataclasses import replace
 from itertools import product
 from math import ceil
 
-from fourfold.ir.plan import VIRTUAL, Plan
+from fourfold.ir.plan import SOLVABLE, SPLIT, VIRTUAL, Plan
 from fourfold.passes.load import rounded
 from fourfold.passes.meshes import layers
 from fourfold.passes.pins import number
 
 TRIED = ("interleaved-2", "interleaved-4")
-"""Schedules beside 1F1B that are priced unasked; others are there to be pinned."""
+"""Schedules beside 1F1B and zero-bubble that are priced unasked; others are there to be pinned."""
 
 FEW = 16
 """Ranks up to which the numbers of micro-steps are tried densely; more ranks have meshes enough to choose from."""
@@ -37,8 +37,9 @@ def settings(plan: Plan) -> Iterator[Plan]:
     for zero in zeros(plan):
         for capacity, steps in _micro_steps(plan, _counts(plan)):
             for schedule in schedules(plan, steps):
-                if zero != 2 or steps > 1 or number(plan.pins, "zero") == 2:
-                    yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+                one = replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+                if _runs(one) and (zero != 2 or steps > 1 or number(plan.pins, "zero") == 2):
+                    yield one
 
 
 def every_setting(plan: Plan) -> Iterator[Plan]:
@@ -47,7 +48,16 @@ def every_setting(plan: Plan) -> Iterator[Plan]:
     counts = range(1, most + 1) if most <= MANY else _counts(plan)
     for capacity, steps in _micro_steps(plan, counts):
         for zero, schedule in product(zeros(plan), _every_schedule(plan)):
-            yield replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+            one = replace(plan, zero=zero, capacity=capacity, micro_steps=steps, schedule=schedule)
+            if _runs(one):
+                yield one
+
+
+def _runs(plan: Plan) -> bool:
+    """Whether its schedule goes with the rest: weights stay whole in a split backward, and a solver takes few steps."""
+    if plan.mesh.pp == 1 or plan.schedule not in SPLIT:
+        return True
+    return plan.zero < 2 and (plan.schedule != "solved" or plan.micro_steps <= SOLVABLE)
 
 
 def zeros(plan: Plan) -> tuple[int, ...]:
@@ -62,7 +72,7 @@ def _every_schedule(plan: Plan) -> tuple[str, ...]:
     pinned = plan.pins.get("schedule")
     if plan.mesh.pp == 1 or pinned is not None:
         return (str(pinned or plan.schedule),)
-    held = {"1f1b": 1, "gpipe": 1, **VIRTUAL}
+    held = {"1f1b": 1, "gpipe": 1, "zero_bubble": 1, **VIRTUAL}
     return tuple(name for name, virtual in held.items() if plan.mesh.pp * virtual <= len(plan.graph.calls))
 
 
@@ -73,7 +83,7 @@ def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
     pinned = plan.pins.get("schedule")
     if pinned is not None:
         return (str(pinned),)
-    found = ["1f1b"]
+    found = ["1f1b"] if steps == 1 else ["1f1b", "zero_bubble"]
     for name in TRIED:
         virtual = VIRTUAL[name]
         if plan.mesh.pp * virtual <= layers(plan) and steps % plan.mesh.pp == 0:
