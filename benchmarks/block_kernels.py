@@ -219,19 +219,35 @@ def timed(
     q, grad, kv = drawn(shape, heads, device, dtype)
     scale, seen = heads.width**-0.5, shape.seen
     work = sum(one.pairs for one in seen) * heads.queries * heads.width
+    into = (zeros(q), zeros(kv))
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
-    dq, dkv = zeros(q), zeros(kv)
-    for _ in range(turns + 1):
-        for name, block in blocks.items():
-            sums = block.empty(q)
-            forward = seconds(lambda: block.forward(sums, q, kv, seen, scale), device)  # noqa: B023
-            out = sums.out.to(q.dtype)
-            given = ((dq, dkv), grad, q, kv, out, sums.lse, seen, scale)
-            took[name].append((forward, seconds(lambda: block.backward(*given), device)))  # noqa: B023
+    for name in (name for _ in range(turns + 1) for name in blocks if name in took):
+        try:
+            took[name].append(turn(blocks[name], into, grad, q, kv, seen, scale))
+        except Exception as error:  # A variant that cannot run is a row, and does not end the others.
+            del took[name]
+            yield {"shape": shape.name, "kernel": name, "right": False, "error": str(error).splitlines()[:1]}
     for name, times in took.items():
         forward, backward = (statistics.median(part) for part in zip(*times[1:], strict=True))
         rates = {"forward_flops": 4 * work / forward, "backward_flops": 10 * work / backward}
         yield {"shape": shape.name, "kernel": name, "forward": forward, "backward": backward, **rates}
+
+
+def turn(
+    block: Block,
+    into: tuple[Tensor, Tensor],
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    seen: tuple[Rectangle, ...],
+    scale: float,
+) -> tuple[float, float]:
+    """The seconds of one forward and of one backward."""
+    sums = block.empty(q)
+    forward = seconds(lambda: block.forward(sums, q, kv, seen, scale), q.device)
+    out = sums.out.to(q.dtype)
+    backward = seconds(lambda: block.backward(into, grad, q, kv, out, sums.lse, seen, scale), q.device)
+    return forward, backward
 
 
 def drawn(shape: Shape, heads: Heads, device: torch.device, dtype: torch.dtype, *, sets: int = 1) -> list[Tensor]:
@@ -268,6 +284,8 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def line(row: Row) -> str:
     """A row of the table."""
+    if "error" in row:
+        return f"{row['shape']:22} {row['kernel']:22} {row['error']}"
     if "errors" in row:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in row["errors"].items())
         return (
