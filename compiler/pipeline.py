@@ -20,9 +20,16 @@ from fourfold.passes.recompute import ChooseRecompute
 from fourfold.passes.repairs import infeasible
 from fourfold.passes.search import Search
 from fourfold.passes.sharing import ShareDocuments
+from fourfold.passes.solving import SolveSchedule
 from fourfold.passes.stages import CutStages
 
-PASSES: tuple[Callable[[Costs], Pass], ...] = (ShareDocuments, CutTensors, CutStages, ChooseRecompute)
+PASSES: tuple[Callable[[Costs], Pass], ...] = (
+    ShareDocuments,
+    CutTensors,
+    CutStages,
+    ChooseRecompute,
+    SolveSchedule,
+)
 """Each turns a plan into one with one more decision; `verify` looks at it between any two."""
 
 
@@ -32,6 +39,7 @@ class Planner:
 
     machine: Machine
     watch: Watch = unwatched
+    exact: bool = True
     costs: Costs = field(init=False)
     passes: tuple[Pass, ...] = field(init=False)
 
@@ -42,7 +50,7 @@ class Planner:
     def search(self, start: Plan, *, top: int = 0) -> tuple[Answer | None, tuple[Refusal, ...]]:
         """The best plans that keep the pins of `start`, or None; and the meshes that do not fit."""
         check_pins(start)
-        return Search(self.costs, self.passes, top, self.watch)(start)
+        return Search(self.costs, self.passes, top, self.watch, self.exact)(start)
 
 
 def planned(start: Plan, machine: Machine, *, top: int = 3, watch: Watch = unwatched) -> Answer:
@@ -54,7 +62,9 @@ def planned(start: Plan, machine: Machine, *, top: int = 3, watch: Watch = unwat
     planner = Planner(machine, watch)
     answer, refused = planner.search(start, top=top)
     if answer is None:
-        raise InfeasibleError(infeasible(start, machine, refused, lambda plan, other: Planner(other).search(plan)[0]))
+        raise InfeasibleError(
+            infeasible(start, machine, refused, lambda plan, other: Planner(other, exact=False).search(plan)[0])
+        )
     return replace(answer, pins=_pin_costs(start, planner, answer))
 
 
