@@ -11,6 +11,7 @@ from fourfold.ir.plan import Plan
 from fourfold.passes.costs import Costs
 from fourfold.passes.deciding import Pass
 from fourfold.passes.meshes import every_mesh
+from fourfold.passes.orders import orders
 from fourfold.passes.settings import every_setting
 
 RANKS, CALLS = 16, 6
@@ -46,7 +47,9 @@ class Exhaust:
 
     def _starts(self, plan: Plan) -> Iterator[Plan]:
         for mesh in every_mesh(plan, self.costs.machine.ranks):
-            yield from every_setting(replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp)))
+            others = () if "order" in plan.pins else orders(mesh, self.costs.machine)
+            for one in (mesh, *others):
+                yield from every_setting(replace(plan, mesh=one, bucket=lcm(plan.bucket, one.tp)))
 
     def _below(self, plan: Plan, passes: Sequence[Pass], best: Candidate | None) -> Candidate | None:
         """The best plan that these passes can make of this one and that beats `best`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from fourfold.hardware.machine import Crossing
 from fourfold.hardware.topology import Machine
@@ -32,5 +32,12 @@ def orders(mesh: Mesh, machine: Machine) -> Iterator[Mesh]:
 
 def links(mesh: Mesh, machine: Machine) -> Links:
     """What each group crosses that a price asks for."""
-    groups = (mesh.group("tp"), mesh.group("sp"), mesh.group("pp")[:2], mesh.group("pool"))
+    groups = (mesh.group("tp"), mesh.group("sp"), mesh.group("pool"), neighbours(mesh, machine))
     return tuple(machine.crossing(group) for group in groups)
+
+
+def neighbours(mesh: Mesh, machine: Machine) -> tuple[int, ...]:
+    """Two ranks of neighbouring stages: a pair on two nodes, where there is one, as its message takes longest."""
+    line = mesh.group("pp")
+    pairs = (pair for pair in pairwise(line) if pair[0] // machine.node_size != pair[1] // machine.node_size)
+    return next(pairs, line[:2])

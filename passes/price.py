@@ -23,6 +23,7 @@ from fourfold.passes.in_flight import in_flight, owed
 from fourfold.passes.laid import LaidGraph, size_of
 from fourfold.passes.line import Line
 from fourfold.passes.load import load_of
+from fourfold.passes.orders import neighbours
 from fourfold.passes.pipelined import StageCost, pipelined, stage_costs
 from fourfold.passes.seconds import Seconds, Times
 from fourfold.passes.shared import RATES, Shared
@@ -108,7 +109,7 @@ class Priced:
         """Seconds in which a micro-step's activations go from one stage to the next."""
         found = stages(self.plan.graph, self.plan.bounds)
         sizes = [sum(self._crossing_bytes(source) for source in stage.gives) for stage in found[:-1]]
-        links = self.machine.crossing(self.plan.mesh.group("pp")[:2])
+        links = self.machine.crossing(neighbours(self.plan.mesh, self.machine))
         known, group = self.machine.calibration, self.machine.group
         return collective_time("send_recv", max(sizes, default=0.0), links, calibration=known, group=group)
 
@@ -180,7 +181,7 @@ class Priced:
     def estimate(self) -> Estimate:
         """Time, memory and MFU of one step."""
         plan, device, step = self.plan, self.machine.device, self.step
-        flops = model_flops(plan.graph, plan.workload.tokens, plan.workload.pairs)
+        flops = model_flops(plan.graph, plan.workload)
         peak_flops = peak_rate(RATES[plan.precision.compute], device) * plan.mesh.ranks
         return Estimate(
             step=step.seconds,
