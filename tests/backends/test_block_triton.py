@@ -6,6 +6,7 @@ only: the interpreter computes bfloat16 wrongly) and compiled_blocks.py, beside 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -40,9 +41,15 @@ def answered(script: str, *arguments: str, cache: Path, interpret: bool = False)
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
+
 @pytest.mark.parametrize("cases", ["few", pytest.param("all", marks=pytest.mark.slow)])
 def test_equals_the_written_out_block(cases: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
+    if version("triton") < (3, 9) and version("numpy") >= (2, 4):
+        pytest.skip("the interpreter of this Triton fails in loops with this NumPy: install numpy<2.4")
     found = answered("interpreted_blocks.py", cases, cache=tmp_path, interpret=True)
     assert len(found) >= 3
     wrong = {case: errors for case, errors in found.items() if max(errors.values()) > 3e-5}
