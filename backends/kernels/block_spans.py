@@ -42,7 +42,7 @@ class Layer:
     key: Tensor
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def layers(
     seen: tuple[Rectangle, ...], counts: tuple[int, int], sizes: tuple[Sizes, Sizes, Sizes], device: torch.device
 ) -> tuple[Layer, ...]:
