@@ -31,7 +31,7 @@ from fourfold.passes.schedule import KINDS
 from fourfold.passes.schedule.timing import timed
 from fourfold.passes.schedule.zero_bubble import zero_bubble
 
-STEPS = 8
+STEPS = 6
 
 
 @cache
