@@ -138,12 +138,12 @@ class Runner:
         if step.cut == "h":
             k_TGE, v_TGE = (self._own_heads(x, q_THE.shape[1]) for x in (k_TGE, v_TGE))
         options: dict[str, Any] = dict(step.node.kwargs)
-        scale, causal = options["scale"], options["causal"]
+        how = {"scale": options["scale"], "causal": options["causal"], "window": options.get("window")}
         operands = (q_THE, k_TGE, v_TGE)
         if isinstance(documents, Group):
-            out_THE = share(*operands, documents, scale=scale, causal=causal, kept=kept)
+            out_THE = share(*operands, documents, **how, kept=kept)
         else:
-            out_THE = attend(*operands, documents, scale=scale, causal=causal, kept=kept)
+            out_THE = attend(*operands, documents, **how, kept=kept)
         return out_THE.transpose(0, 1)[None]
 
     def _own_heads(self, x_TGE: Tensor, heads: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -37,6 +38,13 @@ def asked(plan: Plan) -> Section:
         ("optimizer", f"{plan.optimizer.name}, {plan.optimizer.state:g} bytes of state a parameter"),
         ("precision", str(plan.precision)),
     ]
+    found = [
+        dict(n.kwargs).get("window") for c in graph.calls for n in graph.blocks[c.block].nodes if n.op == "attention"
+    ]
+    counted = Counter(window for window in found if window is not None)
+    if counted:
+        words = ", ".join(f"{window} tokens in {times} of {len(found)} attentions" for window, times in counted.items())
+        rows.insert(1, ("windows", words))
     return Section("For", tuple(rows))
 
 

@@ -66,10 +66,22 @@ class Workload:
         """Causal (query, key) pairs of one step: n (n + 1) / 2 a sequence."""
         return sum(count * length * (length + 1) // 2 for length, count in self.lengths)
 
+    def visible(self, *, causal: bool, window: int | None) -> float:
+        """(query, key) pairs of one step that such an attention sees."""
+        return sum(count * visible(length, causal=causal, window=window) for length, count in self.lengths)
+
     def __str__(self) -> str:
         if len(self.lengths) == 1:
             return f"{self.sequences} x {self.longest} tokens"
         return f"{self.sequences} sequences of {self.lengths[0][0]} to {self.longest}, {self.tokens} tokens"
+
+
+def visible(length: float, *, causal: bool, window: int | None = None) -> float:
+    """(query, key) pairs of one document: token i sees j <= i where causal, and j > i - window with a window."""
+    past = length * (length + 1) / 2
+    if window is not None and window < length:
+        past -= (length - window) * (length - window + 1) / 2
+    return past if causal else past + length * (length - 1) / 2
 
 
 def _lengths(path: Path) -> list[int]:

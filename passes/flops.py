@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import TypedDict
 
 from fourfold.ir.graph import Block, Graph, Node
 from fourfold.ir.ops import op_of, rule_for
 from fourfold.ir.rule import WHOLE
+from fourfold.ir.workload import Workload
 
 
-def model_flops(graph: Graph, tokens: int, pairs: float) -> float:
-    """Model FLOPs of one optimizer step: forward once, backward twice; causal attention by its pairs, half a square."""
-    total = 0.0
+class Sight(TypedDict):
+    """Which keys a query sees: those not behind it, those within a window."""
+
+    causal: bool
+    window: int | None
+
+
+def model_flops(graph: Graph, workload: Workload) -> float:
+    """Model FLOPs of one optimizer step: forward once, backward twice; attention by the pairs it sees."""
+    total, tokens = 0.0, workload.tokens
     for name, block, node in _nodes(graph):
         kind, count, values = op_of(node).kind, graph.counts[name], block.values()
         if kind == "matmul":
@@ -21,8 +30,16 @@ def model_flops(graph: Graph, tokens: int, pairs: float) -> float:
             total += count * 6.0 * prod(values[node.refs()[1]].shape) * tokens
         if kind == "attention":
             _, heads, _, width = values[node.refs()[0]].shape
-            total += count * 12.0 * heads * width * pairs * (1 if dict(node.kwargs)["causal"] else 2)
+            total += count * 12.0 * heads * width * workload.visible(**sight(node))
     return total
+
+
+def sight(node: Node) -> Sight:
+    """What an attention sees of its document."""
+    given = dict(node.kwargs)
+    window = given.get("window")
+    assert window is None or isinstance(window, int), window
+    return {"causal": bool(given["causal"]), "window": window}
 
 
 def _nodes(graph: Graph) -> Iterator[tuple[str, Block, Node]]:

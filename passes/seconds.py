@@ -15,7 +15,9 @@ from fourfold.ir.graph import TOKENS, Block, Graph, Node, Tensor
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import SIZES
 from fourfold.ir.rule import PARTIAL, WHOLE, Rule
+from fourfold.ir.workload import visible
 from fourfold.passes.eager import Eager, again
+from fourfold.passes.flops import sight
 from fourfold.passes.load import Load
 from fourfold.passes.shared import RATES, Heads, Shared
 
@@ -130,13 +132,16 @@ class Seconds:
     def attention(self, node: Node, share: int, block: Block) -> Times:
         """One attention on one rank, its heads over `share` tensor ranks."""
         _, heads, _, width = self.values[block.name][node.refs()[0]].shape
-        pairs = self.load.pairs if dict(node.kwargs)["causal"] else 2.0 * self.load.pairs
-        flops = attention_flops(1, width, pairs) * heads / share
+        seen, length = sight(node), self.load.length
+        part = visible(length, **seen) / visible(length, causal=True)
+        flops = attention_flops(1, width, part * self.load.pairs) * heads / share
+        # A window makes a document look as short as what a token sees of it.
+        reach = length if seen["window"] is None else min(length, part * length)
         if self.shared is not None:
             return self._shared(node, share, block)
         dtype = RATES[node.value.dtype]
         forward, backward = (
-            attention_time(flops, self.load.length, backward=b, dtype=dtype, device=self.device, head_dim=width)
+            attention_time(flops, reach, backward=b, dtype=dtype, device=self.device, head_dim=width)
             for b in (False, True)
         )
         return Times(forward, backward if node.value.grad else 0.0)
@@ -147,9 +152,7 @@ class Seconds:
         _, heads, _, width = values[node.refs()[0]].shape
         kv_heads = values[node.refs()[1]].shape[1]
         own = max(1, heads // share)
-        return Heads(
-            own, max(1, min(kv_heads // share, own)), width, node.value.dtype, bool(dict(node.kwargs)["causal"])
-        )
+        return Heads(own, max(1, min(kv_heads // share, own)), width, node.value.dtype, **sight(node))
 
     def _shared(self, node: Node, share: int, block: Block) -> Times:
         """An attention of a group of ranks, over documents of the mean length."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
-
-import torch
 
 from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, stream_time
@@ -19,11 +17,8 @@ from fourfold.hardware.machine import Crossing
 from fourfold.hardware.topology import Machine
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import SIZES, Sharing
-from fourfold.ir.record import Event, Ran, Recording, Sent, record
-from fourfold.ir.sequence import METHODS
-from fourfold.ir.sequence.method import Job
-from fourfold.ir.sequence.rectangles import Softmax
-from fourfold.ir.sequence.tokens import laid
+from fourfold.ir.record import Event, Ran, Sent
+from fourfold.passes.tables import Heads, recording
 
 RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 """The cost model's name of the unit that multiplies each dtype."""
@@ -32,17 +27,6 @@ MERGED = 12.0
 
 WRITING = "rsa"
 """The method that writes out the weights of whole rows, and multiplies with no kernel of a block."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """One attention on one tensor rank."""
-
-    heads: int
-    kv_heads: int
-    width: int
-    dtype: str
-    causal: bool
 
 
 @dataclass(frozen=True)
@@ -139,14 +123,3 @@ class Shared:
             flops, min(seen, length), backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=event.width
         )
         return kernel + merged
-
-
-@lru_cache(maxsize=4096)
-def recording(sharing: Sharing, n: int, heads: Heads, length: int, rank: int) -> Recording:
-    """What a rank of a group of n does for one document."""
-    shards = laid(sharing.layout, (length,), n, sharing.ulysses)
-    travel = getattr(torch, sharing.travel)
-    job = Job(shards, Softmax(1.0, heads.causal), sharing.ulysses, travel)
-    dtype = getattr(torch, heads.dtype)
-    one = {"heads": heads.heads, "kv_heads": heads.kv_heads, "width": heads.width}
-    return record(METHODS[sharing.method], job, rank, dtype=dtype, takes_delta=False, **one)

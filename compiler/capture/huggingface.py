@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from fourfold.hardware.errors import ModelError
 
 NAME = "fourfold"
 """Our attention among those that transformers knows."""
-LAYERS = ("full_attention",)
+LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers (`config.layer_types`) that attention over packed documents computes."""
 PASSED_ON = ("cache_position", "output_attentions", "output_hidden_states", "position_ids", "return_dict", "use_cache")
 """Arguments of an attention function that do not change what it computes."""
@@ -65,22 +66,47 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention [B, S, H, E] as transformers calls it: one op in the captured graph. B batch, S sequence, E head width.
 
-    H query heads share G key/value heads. Raises ModelError for a mask, a window, or any argument that changes
-    attention otherwise.
+    H query heads share G key/value heads; a token sees the last `sliding_window` tokens, itself counted. Raises
+    ModelError for a mask, or any argument that changes attention otherwise.
     """
     kind = type(module).__name__
     if attention_mask is not None:
         raise ModelError(f"{kind} is given a mask: documents are packed, and what a token sees is its own document")
-    if sliding_window is not None:
-        raise ModelError(f"{kind} attends within a window of {sliding_window} tokens: only full attention is captured")
     other = [name for name, value in rest.items() if value is not None and name not in PASSED_ON]
     if other:
         raise ModelError(f"{kind} changes its attention by {', '.join(other)}: no rule knows it")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    out_BHSE = F.scaled_dot_product_attention(
-        query_BHSE, key_BGSE, value_BGSE, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=True
-    )
+    if sliding_window is None:
+        out_BHSE = F.scaled_dot_product_attention(
+            query_BHSE, key_BGSE, value_BGSE, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=True
+        )
+    else:
+        scale = query_BHSE.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        q_BHSE, k_BGSE = (x.to(value_BGSE.dtype) for x in (query_BHSE, key_BGSE))
+        out_BHSE = windowed(q_BHSE, k_BGSE, value_BGSE, dropout, causal, scale, True, sliding_window)
     return out_BHSE.transpose(1, 2).contiguous(), None
+
+
+def _windowed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+    window: int,
+) -> Tensor:
+    """Scaled dot-product attention in which token i sees token j only if j > i - window: with a mask, written out."""
+    rows = torch.arange(query.shape[-2], device=query.device)
+    behind = rows[:, None] - rows
+    seen = (behind < window) & (behind >= 0) if is_causal else behind < window
+    return F.scaled_dot_product_attention(query, key, value, seen, dropout_p, scale=scale, enable_gqa=enable_gqa)
+
+
+windowed = torch.library.custom_op("fourfold::windowed_attention", _windowed, mutates_args=())
+"""One node of the exported graph, as scaled_dot_product_attention is: its arguments have the same names."""
+windowed.register_fake(lambda query, *_: torch.empty_like(query))
 
 
 def no_mask(*_: Any, use_vmap: bool = False, **__: Any) -> None:

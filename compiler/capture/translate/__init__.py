@@ -67,7 +67,7 @@ HANDLERS: Mapping[str, Callable[[Translation], Any]] = MappingProxyType(
         "embedding": contractions.embedding,
         "index_select": contractions.index_select,
         "index": contractions.index,
-        "scaled_dot_product_attention": contractions.attention,
+        **dict.fromkeys(("scaled_dot_product_attention", "windowed_attention"), contractions.attention),
         **dict.fromkeys(
             ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp"),
             reductions.reduction,

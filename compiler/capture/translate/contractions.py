@@ -99,7 +99,7 @@ def _rows(t: Translation, table: Ref, ids: Ref) -> Ref:
 
 
 def attention(t: Translation) -> Ref:
-    """Scaled dot-product attention over the packed documents."""
+    """Scaled dot-product attention over the packed documents; with a window, if it has one."""
     q, k, v = (_four_dims(t, t.args[name]) for name in ("query", "key", "value"))
     if t.args.get("attn_mask") is not None:
         t.refuse("passes a mask tensor to attention: packed documents need is_causal=True, or no mask at all")
@@ -115,7 +115,11 @@ def attention(t: Translation) -> Ref:
         t.refuse("scales attention by a number that depends on the sequence")
     scale = t.shape(q)[-1] ** -0.5 if scale is None else float(scale)
     value = Tensor(t.shape(q), t.value().dtype)
-    found = t.emit("attention", q, k, v, scale=scale, causal=bool(t.args.get("is_causal")), value=value)
+    window = t.args.get("window")
+    if window is not None and (not isinstance(window, int) or window < 1):
+        t.refuse(f"attends within a window of {window} tokens: a window counts the token itself, so it is 1 or more")
+    bound = {} if window is None else {"window": window}
+    found = t.emit("attention", q, k, v, scale=scale, causal=bool(t.args.get("is_causal")), **bound, value=value)
     return t.view(found, t.value().shape)
 
 
