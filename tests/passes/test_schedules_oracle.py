@@ -12,6 +12,7 @@ from fourfold.ir.schedule import Schedule
 from fourfold.passes.schedule.gpipe import gpipe
 from fourfold.passes.schedule.interleaved import interleaved
 from fourfold.passes.schedule.one_f_one_b import one_f_one_b
+from fourfold.passes.schedule.zero_bubble import zero_bubble
 
 SIZES = [(p, m) for p in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 6, 8, 12, 16)]
 
@@ -67,3 +68,12 @@ def test_interleaved(p: int, m: int, v: int) -> None:
     )
     method = torch_schedules.ScheduleInterleaved1F1B._calculate_single_rank_operations
     assert ours(interleaved(p, m, v)) == {rank: computes(method(made, rank)) for rank in range(p)}
+
+
+@pytest.mark.parametrize(("p", "m"), SIZES)
+def test_zero_bubble(p: int, m: int) -> None:
+    """Torch's interleaved zero-bubble with one stage a rank."""
+    rounds = max(1, m // p)
+    made = Mock(n_local_stages=1, microbatches_per_round=m // rounds, pp_group_size=p, _n_microbatches=m)
+    method = torch_schedules.ScheduleInterleavedZeroBubble._calculate_single_rank_operations
+    assert ours(zero_bubble(p, m)) == {rank: computes(method(made, rank)) for rank in range(p)}
