@@ -68,7 +68,8 @@ class Search:
             start = replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp))
             best, short = self._mesh(start, self._limit(found), beaten)
             found += best
-            if not best and short:
+            # What fits does not depend on the order.
+            if not best and short and mesh not in (one.plan.mesh.ordered(mesh.order) for one in found):
                 lacking[mesh] = short
         ranked = sorted(found, key=lambda candidate: candidate.estimate.step)
         if self.exact and small(plan, self.costs.machine.ranks):
@@ -85,13 +86,16 @@ class Search:
         return Answer(chosen, ranked[0].estimate, beside, refused, solving=spent, bound=bound), refused
 
     def _reordered(self, plan: Plan, found: Sequence[Candidate]) -> Iterator[Mesh]:
-        """Then the meshes that were priced to their end, with other axes inside the node.
+        """Then the meshes of the best plans, on few ranks of all that fit, with other axes inside the node.
 
-        Only those: what is left out for its floor has tensor ranks inside the node, where its floor is least.
+        What was left out for its floor has tensor ranks inside the node, where its floor is least.
         """
-        if "order" not in plan.pins:
-            for mesh in dict.fromkeys(candidate.plan.mesh for candidate in found):
-                yield from orders(mesh, self.costs.machine)
+        if "order" in plan.pins:
+            return
+        many = self.costs.machine.ranks > THOROUGH
+        best = heapq.nsmallest(self.top + 1 if many else len(found), found, key=lambda one: one.estimate.step)
+        for mesh in dict.fromkeys(candidate.plan.mesh for candidate in best):
+            yield from orders(mesh, self.costs.machine)
 
     def _limit(self, found: Sequence[Candidate]) -> float:
         """Seconds that a plan must stay below to be among those asked for; on few ranks everything is priced."""
