@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from fourfold.hardware.errors import InfeasibleError
+from fourfold.hardware.errors import InfeasibleError, UsageError
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Answer, Refusal
 from fourfold.ir.plan import Plan
@@ -69,9 +69,15 @@ def planned(start: Plan, machine: Machine, *, top: int = 3, watch: Watch = unwat
 
 
 def _pin_costs(start: Plan, planner: Planner, answer: Answer) -> dict[str, float]:
-    """Seconds each pin adds to a step: the step with all pins less the step without that one."""
+    """Seconds each pin adds to a step: the step with all pins less the step without that one.
+
+    A pin without which the others cannot be kept has no price of its own.
+    """
     found = {}
     for name in start.pins:
-        free, _ = planner.search(replace(start, pins={k: v for k, v in start.pins.items() if k != name}))
+        try:
+            free, _ = planner.search(replace(start, pins={k: v for k, v in start.pins.items() if k != name}))
+        except UsageError:
+            continue
         found[name] = answer.estimate.step - free.estimate.step if free else 0.0
     return found

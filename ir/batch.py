@@ -128,10 +128,10 @@ class BatchPlan:
         try:
             data = json.loads(text)
             if data.pop("schema", None) != SCHEMA:
-                raise UsageError(f"{source} is not a batch plan of this version ({SCHEMA})")
+                raise ValueError(f"its schema is not {SCHEMA}")
             return from_plain(cls, data)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UsageError(f"{source} is not a batch plan ({error}); make it again") from error
+        except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
+            raise UsageError(f"{source} is not a batch plan: {error}; make it again") from error
 
 
 def _line(team: Team) -> str:

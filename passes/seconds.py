@@ -19,7 +19,8 @@ from fourfold.ir.workload import visible
 from fourfold.passes.eager import Eager, again
 from fourfold.passes.flops import sight
 from fourfold.passes.load import Load
-from fourfold.passes.shared import RATES, Heads, Shared
+from fourfold.passes.shared import RATES, Shared
+from fourfold.passes.tables import Heads
 
 FUSIBLE = ("pointwise", "norm", "free")
 

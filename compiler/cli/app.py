@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fourfold.compiler.cli import planning, proving, running, simulating
+from fourfold.compiler.cli import batching, planning, proving, running, simulating
 from fourfold.compiler.cli.demo import demo
 from fourfold.compiler.cli.ending import ended
 from fourfold.compiler.cli.hardware import hardware
@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("why", planning.why),
     ("diff", planning.diff),
     ("simulate", simulating.simulate),
+    ("batch", batching.batch),
     ("verify", proving.verify),
     ("run", running.run),
     ("demo", demo),

@@ -43,7 +43,7 @@ def _least_loaded(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
     loads, following = np.zeros(terms.bounds.ranks), np.zeros(terms.bounds.ranks, dtype=int)
     found = []
     for task in tasks:
-        starts = _starts(task.ranks, terms)
+        starts = neighbours(task.ranks, terms)
         windows = np.lib.stride_tricks.sliding_window_view(loads, task.ranks)[starts].max(axis=1)
         first = int(starts[int(np.argmin(windows))])
         here = slice(first, first + task.ranks)
@@ -60,7 +60,7 @@ def _in_rounds(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
     found = [(0, 0)] * len(tasks)
     opened = 0
     for i in by_time:
-        starts = _starts(tasks[i].ranks, terms)
+        starts = neighbours(tasks[i].ranks, terms)
         for step in range(opened, len(rounds) + 1):
             if step == len(rounds):
                 rounds.append(np.zeros(terms.bounds.ranks, dtype=bool))
@@ -75,8 +75,8 @@ def _in_rounds(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
     return found
 
 
-def _starts(ranks: int, terms: Terms) -> np.ndarray:
-    """Where `ranks` neighbours may begin: inside a node, or at the beginning of one."""
+def neighbours(ranks: int, terms: Terms) -> np.ndarray:
+    """First ranks of `ranks` neighbours: inside a node, or from the beginning of one."""
     last, node = terms.bounds.ranks - ranks, terms.node
     if ranks == 1 or node >= terms.bounds.ranks:
         return np.arange(last + 1)

@@ -20,7 +20,8 @@ from fourfold.ir.plan import Plan, Sharing
 from fourfold.passes.load import Load
 from fourfold.passes.price import Priced, priced, seconds_of
 from fourfold.passes.seconds import Seconds
-from fourfold.passes.shared import RATES, Heads, Shared
+from fourfold.passes.shared import RATES, Shared
+from fourfold.passes.tables import Heads
 from fourfold.passes.work import work
 
 SHARING = ("ring", "gather_kv", "ulysses")

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Team
+from fourfold.passes.batch.refusal import SLACK, room
 from fourfold.passes.batch.terms import Terms
+
+TILE = 128
+"""Queries that attention kernels take at once: ranks with fewer gain nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +64,23 @@ def attention(team: Team, terms: Terms) -> float:
 
 def bound(lengths: Sequence[int], terms: Terms) -> float:
     """The larger of all work spread evenly and the longest single sequence, each by its best number of ranks."""
-    ranks, room = terms.bounds.ranks, terms.bounds.capacity
+    ranks, capacity = terms.bounds.ranks, terms.bounds.capacity
     known: dict[int, tuple[float, float]] = {}
     for length in set(lengths):
-        least = -(-length // room)
-        times = [(n, terms.task(length, n)) for n in degrees(least, ranks)]
+        times = [(n, terms.task(length, n)) for n in worth(length, terms)]
         known[length] = min(n * each for n, each in times), min(each for _, each in times)
-    steps = -(-sum(lengths) // (room * ranks))
+    steps = -(-sum(lengths) // (capacity * ranks))
     area = sum(known[length][0] for length in lengths) / ranks + steps * terms.fixed
     return max(area, max(longest for _, longest in known.values()) + terms.fixed)
 
 
-def degrees(least: int, most: int) -> tuple[int, ...]:
-    """Numbers of ranks worth a try: powers of two and the ends."""
-    powers = (2**k for k in range(most.bit_length()))
-    return tuple(sorted({min(least, most), *(n for n in powers if least <= n <= most), most}))
+def worth(length: int, terms: Terms) -> tuple[int, ...]:
+    """Numbers of ranks that may pay for a sequence: the fewest that hold it, and more that have whole tiles each."""
+    most = terms.bounds.ranks
+    fewest = 1 if length <= room(1, terms) else min(most, -(-length // (terms.bounds.capacity - SLACK)))
+    wide = max(fewest, min(most, length // TILE))
+    powers = (2**k for k in range(wide.bit_length()))
+    return tuple(sorted({fewest, wide, *(n for n in powers if fewest <= n)}))
 
 
 def _steps(batch: BatchPlan) -> dict[int, list[Team]]:
