@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
+from fourfold.ir.plan import SPLIT
 from fourfold.ir.schedule import Schedule
 from fourfold.passes.schedule.gpipe import gpipe
 from fourfold.passes.schedule.interleaved import interleaved
@@ -28,10 +29,12 @@ STANDS_IN: Mapping[str, str] = {"solved": "zero_bubble"}
 def scheduled(kind: str, ranks: int, micro_steps: int, *, order: str = "") -> Schedule:
     """A schedule by name, with its messages; `order`, a text of computes, where it is one of so many micro-steps.
 
-    Receives stand as late as can be. One posted earlier hides its transfer, a thousandth of a stage where links are
-    fast; but on a GPU it is a kernel that spins until the other end comes, on units that the compute beside it lacks.
+    A receive posted early hides its transfer; but on a GPU it is a kernel that spins until the other end comes, on
+    units that the compute beside it lacks. Where backwards are whole that is long and the transfer short, a thousandth
+    of a stage: receives stand as late as can be. Where they are split, W is what stands between, and short.
     """
+    ahead = int(kind in SPLIT)
     given = Schedule.parse(order) if order else None
     if given is not None and given.micro_steps == micro_steps:
-        return with_sends(given, ahead=0)
-    return with_sends(KINDS[STANDS_IN.get(kind, kind)](ranks, micro_steps))
+        return with_sends(given, ahead=ahead)
+    return with_sends(KINDS[STANDS_IN.get(kind, kind)](ranks, micro_steps), ahead=ahead)
