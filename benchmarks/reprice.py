@@ -34,12 +34,15 @@ from fourfold.passes.pipelined import timed_schedule
 from fourfold.passes.price import Priced
 
 RESULTS = Path(__file__).parent / "results"
-FOLDERS = ("llama-8b-h200x2", "pipeline-h200x2", "long-context-h200x2")
+FOLDERS = ("llama-8b-h200x2", "pipeline-h200x2", "zero-bubble-h200x2", "long-context-h200x2")
 LENGTH = 8192
 """Tokens of a sequence, but in long contexts, where one sequence is the whole step."""
 
-BOUNDS: Mapping[str, tuple[int, ...]] = {"1f1b": (18,), "interleaved-2": (9, 18, 27)}
+BOUNDS: Mapping[str, tuple[int, ...]] = {"1f1b": (18,), "zero_bubble": (18,), "interleaved-2": (9, 18, 27)}
 """Where the stages of the measured pipelines began."""
+
+SCHEDULES: Mapping[str, str] = {"interleaved": "interleaved-2", "zero-bubble": "zero_bubble"}
+"""By a word of the row's name, where it is not 1F1B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def plan_of(row: Mapping[str, Any], machine: Machine) -> Plan:
     """The plan of a row at 8192 tokens a sequence; its layouts are for a tensor axis of one."""
     told, graph = row["settings"], graph_of(LLAMA_8B)
     mesh = mesh_of(told["mesh"])
-    schedule = "interleaved-2" if "interleaved" in row["name"] else "1f1b"
+    schedule = next((name for word, name in SCHEDULES.items() if word in row["name"]), "1f1b")
     shell = cases.plan_of(graph, 1, cases.CASES["32k"], cases.HOW["ring"])
     return replace(
         shell,
@@ -148,13 +151,13 @@ def percents(shares: list[float]) -> str:
 
 def main() -> int:
     """Prints the table, and the mean and worst error of each folder."""
-    bubbles = json.loads((RESULTS / "pipeline-h200x2" / "bubbles.json").read_text())
+    bubbles = {at.parent.name: json.loads(at.read_text()) for at in RESULTS.glob("*/bubbles.json")}
     found = list(repriced())
     print(f"{'results':20} {'plan':34} {'measured':>9} {'predicted':>9} {'error':>7}  bubble %, planned and measured")
     for one in found:
         beside = ""
         if one.bubbles:
-            beside = f"  {percents(one.bubbles)} / {percents(bubbles[one.name]['measured'])}"
+            beside = f"  {percents(one.bubbles)} / {percents(bubbles[one.folder][one.name]['measured'])}"
         figures = f"{one.seconds:9.4f} {one.predicted:9.4f} {100 * one.error:+6.1f}%"
         print(f"{one.folder:20} {one.name:34} {figures}{beside}")
     for folder in FOLDERS:
