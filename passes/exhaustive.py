@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import lcm
 
 from fourfold.ir.answer import Candidate
@@ -16,6 +17,9 @@ from fourfold.passes.settings import every_setting
 
 RANKS, CALLS = 16, 6
 """The most ranks, and the most calls of a graph (four layers between embedding and head), for which this is done."""
+
+LOOKS = 60_000
+"""Options that are looked at, of which a second holds some thousands: exact where they are enough, as on fast links."""
 
 BETTER = 1.0 - 1e-9
 """The share of a plan's seconds that a better one stays below: rounding is no gain."""
@@ -33,10 +37,12 @@ class Exhaust:
     Given: a plan that names graph, machine, workload, precision, optimizer and pins; the best plan known. Minimises:
     seconds of one step. Subject to: the upper memory band within the device; the pins. Exact but for the cuts over the
     tensor axis, which are those of the flow program: a branch is left as soon as its floor is not below the best known.
+    After LOOKS options it ends with the best it has.
     """
 
     costs: Costs
     passes: Sequence[Pass]
+    _looked: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, plan: Plan, best: Candidate | None) -> Candidate | None:
         """A plan that fits and beats `best`, such that none beats it; or None."""
@@ -58,14 +64,15 @@ class Exhaust:
         options = [self._floored(one) for one in passes[0].every(plan)]
         found: Candidate | None = None
         for floor, one in sorted(options, key=lambda pair: pair[0]):
-            if floor >= _limit(found or best):
+            if floor >= _limit(found or best) or self._looked["options"] > LOOKS:
                 break
             found = self._below(one, passes[1:], found or best) or found
         return found
 
     def _floored(self, plan: Plan) -> tuple[float, Plan]:
         """Before the tensor axis cuts anything, each rank would seem to do all."""
-        return (self.costs.priced(plan).floor if plan.layouts else 0.0), plan
+        self._looked["options"] += 1
+        return (self.costs.priced(plan).close_floor if plan.layouts else 0.0), plan
 
     def _whole(self, plan: Plan, limit: float) -> Candidate | None:
         priced = self.costs.priced(plan)

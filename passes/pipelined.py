@@ -69,6 +69,21 @@ def _stage(calls: tuple[CallCost, ...], zero: int, overlap: Overlap) -> StageCos
     return StageCost(forward, backward, first, last, max(0.0, first - forward + last - backward - copied))
 
 
+def busiest(plan: Plan, costs: Sequence[StageCost], send: float) -> float:
+    """Seconds that no order of the stages' micro-steps goes below.
+
+    A rank runs all of its own; around that the stages ahead of it run once, with messages there and back, and after it
+    one stage at least reduces. Two neighbours exchange their messages one after the other.
+    """
+    more, found = plan.micro_steps - 1, 2 * plan.micro_steps * send
+    for place in range(plan.mesh.pp):
+        own = costs[place :: plan.mesh.pp]
+        work = sum(c.first + c.backward + more * (c.forward + c.backward) for c in own)
+        ahead = sum(cost.forward + cost.backward + 2 * send for cost in costs[:place])
+        found = max(found, work + max(ahead, min(c.last - c.backward for c in own)))
+    return found
+
+
 def pipelined(plan: Plan, costs: Sequence[StageCost], *, send: float, optimizer: float) -> StepTime:
     """The time of a step, and what of it is exposed communication over the pool.
 

@@ -24,10 +24,10 @@ from fourfold.passes.laid import LaidGraph, size_of
 from fourfold.passes.line import Line
 from fourfold.passes.load import load_of
 from fourfold.passes.orders import neighbours
-from fourfold.passes.pipelined import StageCost, pipelined, stage_costs
+from fourfold.passes.pipelined import StageCost, busiest, pipelined, stage_costs
 from fourfold.passes.seconds import Seconds, Times
 from fourfold.passes.shared import RATES, Shared
-from fourfold.passes.steps import CallCost, StepTime, floor, step_time
+from fourfold.passes.steps import CallCost, StepTime, floor, queued, step_time
 from fourfold.passes.work import ELEMENTWISE, KINDS, BlockWork, work
 
 EXCHANGES = 3
@@ -140,6 +140,14 @@ class Priced:
             return self.talk + self._floor_of_stages()
         seconds = floor(self.calls, micro_steps=steps, optimizer=self.optimizer + self.talk)
         return seconds if self.plan.recompute else seconds + steps * self._line_replay(self.lines[0])
+
+    @cached_property
+    def close_floor(self) -> float:
+        """The same with what goes over the pool: closer, and worth its time where all plans are looked at."""
+        plan, last = self.plan, self.optimizer + self.talk
+        if plan.mesh.pp == 1:
+            return max(self.floor, last + queued(self.calls, zero=plan.zero, micro_steps=plan.micro_steps))
+        return max(self.floor, last + busiest(plan, self.stages, self.send)) if plan.bounds else self.floor
 
     def _floor_of_stages(self) -> float:
         """A rank runs each micro-step through its stages; around that the stages ahead of it must run once."""

@@ -87,6 +87,15 @@ def floor(calls: Sequence[CallCost], *, micro_steps: int, optimizer: float) -> f
     return micro_steps * sum(call.path for call in calls) + optimizer
 
 
+def queued(calls: Sequence[CallCost], *, zero: int, micro_steps: int) -> float:
+    """Seconds of a step's collectives over the pool, which go one after the other."""
+    gathers = 2 * micro_steps if zero == 3 else 1 if zero else 0
+    reductions = micro_steps if zero >= 2 else 1
+    # Backward begins with the call that forward ended with.
+    spared = micro_steps * calls[-1].gather if zero == 3 else 0.0
+    return sum(gathers * call.gather + reductions * call.reduce for call in calls) - spared
+
+
 def timeline(calls: Sequence[CallCost], *, zero: int, micro_steps: int, optimizer: float, overlap: Overlap) -> Timeline:
     """The step's tasks, run."""
     return simulate(tasks(calls, zero=zero, micro_steps=micro_steps, optimizer=optimizer), overlap=overlap)

@@ -167,12 +167,9 @@ FULL = (
 )
 
 SAMPLED = (
-    Case("dgx-h200@4", 4, 4, share=0.25, every=37),
-    Case("rtx4090-workstation-2:3", 4, 3, 4096, every=101),
-    Case("dgx-h200@8", 4, 4, share=0.12, every=149),
-    Case("rtx4090-workstation-2:6", 4, 2, 4096, every=149),
-    Case("dgx-h200:2", 4, 2, share=0.1, every=199),
-    Case("rtx4090-server-8:2", 4, 4, 4096, every=499),
+    Case("dgx-h200@4", 4, 4, share=0.25, every=149),
+    Case("dgx-h200@8", 4, 2, share=0.12, every=499),
+    Case("dgx-h200:2", 4, 2, share=0.1, every=1999),
 )
 
 
