@@ -47,8 +47,7 @@ def auto(lengths: Sequence[int], terms: Terms) -> BatchPlan:
 
 def _tried(lengths: Sequence[int], terms: Terms, least: float) -> Iterator[BatchPlan]:
     rounds = -(-sum(lengths) // (terms.bounds.ranks * terms.bounds.capacity))
-    for spent in SPENT:
-        chosen = _degrees(lengths, terms, spent=spent, limit=least)
+    for chosen in _choices(lengths, terms, least):
         for count in (rounds, rounds + 1):
             for widest in (True, False):
                 found = _placed(lengths, chosen, terms, count, widest=widest)
@@ -59,6 +58,16 @@ def _tried(lengths: Sequence[int], terms: Terms, least: float) -> Iterator[Batch
             yield start(lengths, terms)
         except InfeasibleError:
             continue
+
+
+def _choices(lengths: Sequence[int], terms: Terms, limit: float) -> Iterator[Mapping[int, int]]:
+    """Ranks of each length by how much may be spent, each choice once."""
+    seen: list[Mapping[int, int]] = []
+    for spent in SPENT:
+        chosen = _degrees(lengths, terms, spent=spent, limit=limit)
+        if chosen not in seen:
+            seen.append(chosen)
+            yield chosen
 
 
 def _degrees(lengths: Sequence[int], terms: Terms, *, spent: float, limit: float) -> Mapping[int, int]:
@@ -77,11 +86,12 @@ def _placed(
 ) -> BatchPlan | None:
     """Each where it delays least, the slowest first or the widest; None where there is no room."""
     cells = Cells.empty(terms, rounds)
+    starts = {n: neighbours(n, terms) for n in set(ranks.values())}
     found = []
     seconds = {length: terms.task(length, ranks[length]) for length in ranks}
     for i in sorted(range(len(lengths)), key=lambda i: (-widest * ranks[lengths[i]], -seconds[lengths[i]])):
         length, n = lengths[i], ranks[lengths[i]]
-        where = cells.take(_share(length, n), seconds[length], neighbours(n, terms), n)
+        where = cells.take(_share(length, n), seconds[length], starts[n], n)
         if where is None:
             return None
         step, first = where
@@ -102,35 +112,42 @@ def _closed(batch: BatchPlan) -> BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Seconds and free tokens of every (micro-step, rank), and whether all ranks wait for each other in each step."""
+    """Seconds and free tokens of every (micro-step, rank), and how late each is: behind the slowest rank of its
+    micro-step where all go in step (ZeRO 2 and 3), else by the rank's whole time."""
 
     load: np.ndarray
     room: np.ndarray
+    late: np.ndarray
     in_step: bool
-    fixed: float
 
     @classmethod
     def empty(cls, terms: Terms, rounds: int) -> Cells:
         """So many micro-steps of the whole pool."""
         shape = rounds, terms.bounds.ranks
-        return cls(np.zeros(shape), np.full(shape, terms.bounds.capacity), terms.bounds.zero > 1, terms.fixed)
+        free = np.full(shape, terms.bounds.capacity)
+        return cls(np.zeros(shape), free, np.zeros(shape), terms.bounds.zero > 1)
 
     def take(self, tokens: int, seconds: float, starts: np.ndarray, ranks: int) -> tuple[int, int] | None:
         """(micro-step, first rank) where so many tokens on each of `ranks` neighbours delay least, now taken.
 
         None where no neighbours have the room.
         """
-        began = self.load + np.where(self.load == 0.0, self.fixed, 0.0)
-        behind = began.max(axis=1, keepdims=True) if self.in_step else 0.0
-        done = began if self.in_step else self.load.sum(axis=0) + (began - self.load)
-        late = np.where(self.room >= tokens, done - behind, np.inf)
+        late = np.where(self.room >= tokens, self.late, np.inf)
         if ranks > 1:
-            late = np.lib.stride_tricks.sliding_window_view(late, ranks, axis=1).max(axis=2)
-        late = late[:, starts]
-        step, at = divmod(int(np.argmin(late)), late.shape[1])
-        if not np.isfinite(late[step, at]):
+            late = np.lib.stride_tricks.sliding_window_view(late, ranks, axis=1).max(axis=2)[:, starts]
+        step, at = divmod(int(late.argmin()), late.shape[1])
+        if late[step, at] == np.inf:
             return None
-        here = slice(int(starts[at]), int(starts[at]) + ranks)
-        self.load[step, here] = began[step, here].max() + seconds
+        first = int(starts[at])
+        self._add(step, slice(first, first + ranks), tokens, seconds)
+        return step, first
+
+    def _add(self, step: int, here: slice, tokens: int, seconds: float) -> None:
+        """Neighbours begin together, when the last of them can."""
+        before = self.load[step, here].copy()
+        self.load[step, here] = before.max() + seconds
         self.room[step, here] -= tokens
-        return step, int(starts[at])
+        if self.in_step:
+            self.late[step] = self.load[step] - self.load[step].max()
+        else:
+            self.late[:, here] += self.load[step, here] - before

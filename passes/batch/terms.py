@@ -62,6 +62,7 @@ class Terms:
     layers: tuple[Layer, ...]
     travel: str
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
+    _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
 
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
@@ -79,6 +80,11 @@ class Terms:
 
     def fastest(self, length: int, ranks: int) -> tuple[float, str]:
         """Seconds of attention over one document on `ranks` neighbours, and the method that takes the least."""
+        if (length, ranks) not in self._best:
+            self._best[length, ranks] = self._fastest(length, ranks)
+        return self._best[length, ranks]
+
+    def _fastest(self, length: int, ranks: int) -> tuple[float, str]:
         if ranks == 1:
             return self.alone(length), "whole"
         methods = SHARING if ranks <= self.bounds.heads else SHARING[:-1]
