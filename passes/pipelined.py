@@ -73,9 +73,9 @@ def busiest(plan: Plan, costs: Sequence[StageCost], send: float) -> float:
     """Seconds that no order of the stages' micro-steps goes below.
 
     A rank runs all of its own; around that the stages ahead of it run once, with messages there and back, and after it
-    one stage at least reduces. Two neighbours exchange their messages one after the other.
+    one stage at least reduces.
     """
-    more, found = plan.micro_steps - 1, 2 * plan.micro_steps * send
+    more, found = plan.micro_steps - 1, 0.0
     for place in range(plan.mesh.pp):
         own = costs[place :: plan.mesh.pp]
         work = sum(c.first + c.backward + more * (c.forward + c.backward) for c in own)
