@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 
 from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, stream_time
@@ -152,8 +152,8 @@ class Seconds:
         values = self.values[block.name]
         _, heads, _, width = values[node.refs()[0]].shape
         kv_heads = values[node.refs()[1]].shape[1]
-        own = max(1, heads // share)
-        return Heads(own, max(1, min(kv_heads // share, own)), width, node.value.dtype, **sight(node))
+        own = heads if heads % share else heads // share
+        return Heads(own, gcd(own, max(1, kv_heads * own // heads)), width, node.value.dtype, **sight(node))
 
     def _shared(self, node: Node, share: int, block: Block) -> Times:
         """An attention of a group of ranks, over documents of the mean length."""
