@@ -23,8 +23,8 @@ ALIKE = 1.25
 """Numbers of micro-steps no further apart than this share a layout where the best one changes between them."""
 
 Layouts = Mapping[str, Layout]
-Key = tuple[int, int, tuple[tuple[tuple[str, str], str], ...]]
-"""Tensor ranks, how far apart they are numbered, and pinned cuts."""
+Key = tuple[int, int, int, tuple[tuple[tuple[str, str], str], ...]]
+"""Tensor ranks, how far apart they are numbered, ranks that share documents, and pinned cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,27 @@ class CutTensors:
                     yield Decision("CutTensors", f"{block.name}.{node.name}", cuts.get(node.name, WHOLE), over)
 
     def _layouts(self, plan: Plan) -> Layouts:
-        """Solved for this number of micro-steps, or known because those for fewer and for more agree."""
-        steps, pinned = plan.micro_steps, pinned_cuts(plan)
-        known = self.solved.setdefault((plan.mesh.tp, plan.mesh.stride("tp"), tuple(pinned.items())), {})
+        """Solved for this share of a step's tokens, or known because those for larger and for smaller ones agree.
+
+        Shares are counted in micro-steps of all data ranks together: what meshes of as many tokens a rank have alike.
+        """
+        mesh, steps, pinned = plan.mesh, plan.micro_steps, pinned_cuts(plan)
+        known = self.solved.setdefault((mesh.tp, mesh.stride("tp"), mesh.sp, tuple(pinned.items())), {})
         low, high = 1, max(most_micro_steps(plan), steps)
         while True:
-            for end in (low, high):
-                if end not in known:
-                    found = self._solved(replace(plan, micro_steps=end), pinned)
-                    known[end] = next((layouts for layouts in known.values() if layouts == found), found)
-            if steps in known or known[low] == known[high] or high <= ALIKE * low:
-                return known.get(steps, known[low])
+            first, last = (self._known(replace(plan, micro_steps=end), known, pinned) for end in (low, high))
+            if mesh.dp * steps in known or first == last or high <= ALIKE * low:
+                return known.get(mesh.dp * steps, first)
             middle = max(low + 1, round(sqrt(low * high)))
             low, high = (middle, high) if middle <= steps else (low, middle)
+
+    def _known(self, plan: Plan, known: dict[int, Layouts], pinned: Mapping[tuple[str, str], str]) -> Layouts:
+        """The layout of one share, solved if need be; equal ones are one object."""
+        share = plan.mesh.dp * plan.micro_steps
+        if share not in known:
+            found = self._solved(plan, pinned)
+            known[share] = next((layouts for layouts in known.values() if layouts == found), found)
+        return known[share]
 
     def _solved(self, plan: Plan, pinned: Mapping[tuple[str, str], str]) -> Layouts:
         if plan.mesh.tp == 1:
