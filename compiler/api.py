@@ -103,15 +103,15 @@ def compile(
             plan_first, model, workload, hardware=hardware, optimizer=optimizer, precision=precision, pins=pins, top=0
         )
         plan = Plan.read(from_first(lambda: to_json(asked().plan), device=options.device), "the plan of rank 0")
-    chosen = plan_of(plan)
+    chosen = verified(plan_of(plan))
     return Program(model, chosen, graph_for(model, chosen), options, Scheduled.of(chosen))
 
 
 def plan_of(given: Plan | Answer | str | Path) -> Plan:
-    """The plan of an answer, a plan or a file, which holds together. Raises UsageError where it does not."""
+    """The plan of an answer, a plan or a file. Raises UsageError for a file whose plan does not hold together."""
     if isinstance(given, (str, Path)):
         return sound(Plan.load(given), str(given))
-    return verified(given.plan if isinstance(given, Answer) else given)
+    return given.plan if isinstance(given, Answer) else given
 
 
 def graph_for(model: nn.Module, plan: Plan) -> Graph:
