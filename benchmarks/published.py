@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from frameworks import PINS, framed
 
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.gpt import GPT, GPTConfig
@@ -35,9 +36,13 @@ PRECISIONS = {
 }
 """By the words of the data: gradients are reduced as they are computed, or in float32."""
 
-SCORES = (5, 6)
-"""Times that attention in several kernels moves its scores forward and backward: the product writes them, masked
-softmax and dropout read and write them, the second product reads them; and the gradients of all that."""
+SCORES = (6.5, 9.5)
+"""Times that attention in several kernels moves its scores, forward and backward, counted kernel by kernel.
+
+Forward: the product writes them (1), masked softmax and dropout read and write them (2 each, and dropout a mask of one
+byte: 0.5), the second product reads them (1). Backward: their gradient is written (1), goes through dropout (2.5) and,
+with the probabilities, through softmax (3), and is read for queries and for keys (2); values read the dropped ones (1).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Run:
     dp: int
     zero: int
     recompute: str
+    framework: str
     precision: str
     attention: str
     seconds: float
@@ -142,7 +148,7 @@ def _machine(name: str, gpus: int) -> Machine:
     return load(f"{name}:{gpus // 8}", folders=(DATA,))
 
 
-def _unfused(device: Device, dtype: str, passes: int, *, products: float) -> AttentionFit:
+def _unfused(device: Device, dtype: str, passes: float, *, products: float) -> AttentionFit:
     """Attention that multiplies the whole square and moves its scores, two bytes each, `passes` times.
 
     A pair of a head of size d takes 8 d FLOPs forward (the half that is masked too) and 4 bytes a pass, so that its
@@ -162,9 +168,9 @@ def asked(run: Run, machine: Machine) -> Plan:
     return Plan(graph_of(run), machine.snapshot(), workload, precision=PRECISIONS[run.precision])
 
 
-def pinned(run: Run, machine: Machine, costs: Costs | None = None) -> Priced:
-    """Its own layout as a plan, with its price, whether or not it would fit."""
-    costs = costs or Costs(machine)
+def pinned(run: Run, machine: Machine) -> Plan:
+    """Its own layout as a plan, whether or not it would fit."""
+    costs = Costs(machine)
     plan = replace(
         asked(run, machine),
         mesh=Mesh(run.dp, run.tp, run.pp),
@@ -172,8 +178,13 @@ def pinned(run: Run, machine: Machine, costs: Costs | None = None) -> Priced:
         micro_steps=run.sequences // (run.dp * run.micro_batch),
         capacity=run.micro_batch * run.length,
         schedule=run.schedule,
-        pins={"recompute": run.recompute},
+        pins={"recompute": run.recompute, **PINS.get(run.framework, {})},
     )
     for make in PASSES:
         plan = make(costs)(plan)
-    return costs.priced(plan)
+    return plan
+
+
+def priced_as_run(run: Run, plan: Plan, machine: Machine) -> Priced:
+    """A plan of this run with the price of the framework that ran it."""
+    return framed(Costs(machine).priced(plan), run.framework)

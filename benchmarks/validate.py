@@ -1,154 +1,173 @@
 """Predicted against published seconds of a step: each run of benchmarks/data/published_runs.csv under its own layout.
 
-    PYTHONPATH=src python benchmarks/validate.py [--source megatron-sc21 ...] [--rows ID ...] [--unpinned]
+    PYTHONPATH=src python benchmarks/validate.py [--source NAME ... | all] [--rows ID ...] [--unpinned] [--json]
 
-One number is fitted for each device and precision that a run of the ten weak-scaling rows of megatron-sc21 used: by how
-much its products are slower than its profile says. It multiplies the rate of matrix products, and of attention's, and
-nothing else: not the memory's, not the links'. All else is as in any plan. Beside each row: what a constant
-throughput would say, the same FLOP/s a GPU (replays counted) for the source, fitted on those ten rows for megatron-sc21
-and on all of them for other sources. `--unpinned` plans freely too, and tells where a gain above 15 % comes from.
+One number is fitted for each device and precision of a source: by how much its products are slower than its profile
+says. It multiplies the rate of matrix products, and of attention's, and nothing else: not the memory's, not the links'.
+It is fitted on the ten weak-scaling rows of megatron-sc21, and on every second row of any other source; those rows are
+marked `fit`. What a framework did otherwise than ours is in benchmarks/frameworks.py. Beside each row: a constant
+throughput, the same FLOP/s a GPU (replays counted), fitted on the same rows. `--unpinned` plans freely too, and tells
+where a gain above 15 % comes from.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import exp, log
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean, median
 
-from published import Run, asked, machine_of, pinned, runs
+from fitting import SOURCE, Kind, Row, Watch, kind_of, rows_of
+from published import DATA, Run, asked, machine_of, runs
 
 from fourfold.compiler.pipeline import Planner
 from fourfold.ir.estimate import Estimate
 
-SOURCE, FITTED = "megatron-sc21", "weak-scaling"
-REPLAYED = 4 / 3
-"""FLOPs of a step that does its forward twice, of one that does not."""
 GAIN = 0.15
 """Share of the published layout's step from which a better one must say why."""
-
-Fits = Mapping[tuple[str, str], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One run, the estimate of its layout, and what a constant throughput says."""
-
-    run: Run
-    estimate: Estimate
-    constant: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """Share by which the prediction is too long."""
-        return self.estimate.step / self.run.seconds - 1.0
-
-    @property
-    def baseline(self) -> float:
-        """The same of the constant throughput."""
-        return self.constant / self.run.seconds - 1.0
-
-
-def kind_of(run: Run) -> tuple[str, str]:
-    """The device and precision that share an efficiency."""
-    return machine_of(run).device.name, run.precision.removesuffix("-amp").replace("bf16", "fp16")
-
-
-def estimate(run: Run, efficiency: float) -> Estimate:
-    """The price of a run's own layout."""
-    return pinned(run, machine_of(run, efficiency)).estimate()
-
-
-def fitted(chosen: Sequence[Run], *, tries: int = 4) -> float:
-    """The efficiency at which the predictions are as often too long as too short: mean logarithm of the ratio zero."""
-    efficiency = 1.0
-    for _ in range(tries):
-        off = fmean(log(estimate(run, efficiency).step / run.seconds) for run in chosen)
-        efficiency *= exp(1.3 * off)
-    return efficiency
-
-
-def rows_of(source: Sequence[Run], fits: Fits) -> list[Row]:
-    """All rows of one source, with their baseline."""
-    found = [Row(run, estimate(run, fits.get(kind_of(run), 1.0))) for run in source]
-    rates = [_rate(row) for row in found if row.run.source != SOURCE or row.run.group == FITTED]
-    rates = rates or [_rate(row) for row in found]
-    middle = exp(fmean(log(rate) for rate in rates))
-    return [replace(row, constant=row.run.seconds * _rate(row) / middle) for row in found]
-
-
-def _rate(row: Row) -> float:
-    """FLOP/s a GPU that the run reached."""
-    replays = REPLAYED if row.run.recompute == "full" else 1.0
-    return row.estimate.flops * replays / row.run.gpus / row.run.seconds
 
 
 def table(rows: Iterable[Row]) -> str:
     """A line for each row."""
-    heads = f"{'run':<7}{'group':<22}{'layers x width':<16}{'layout':<32}"
+    heads = f"{'run':<7}{'':<4}{'group':<22}{'layers x width':<16}{'layout':<32}"
     lines = [f"{heads}{'measured':>10}{'predicted':>10}{'error':>8}{'constant':>10}"]
     for row in rows:
-        run = row.run
-        name = f"{run.id:<7}{run.group:<22}{f'{run.layers} x {run.width}':<16}{run.layout:<32}"
+        run, mark = row.run, "fit" if row.fitted else ""
+        name = f"{run.id:<7}{mark:<4}{run.group:<22}{f'{run.layers} x {run.width}':<16}{run.layout:<32}"
         lines.append(f"{name}{run.seconds:>10.3f}{row.estimate.step:>10.3f}{row.error:>+8.1%}{row.baseline:>+10.1%}")
     return "\n".join(lines)
 
 
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows by source, group and whether they were fitted on."""
+    key = [(row.run.source, row.run.group, "fitted on" if row.fitted else "others") for row in rows]
+    for one in dict.fromkeys(key):
+        yield " ".join(one), [row for row, own in zip(rows, key, strict=True) if own == one]
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Mean and worst errors by group, beside those of the baseline."""
-    lines = [f"{'source and group':<40}{'rows':>5}{'mean':>8}{'worst':>8}{'constant':>10}{'worst':>8}"]
-    for key in dict.fromkeys((row.run.source, row.run.group) for row in rows):
-        own = [row for row in rows if (row.run.source, row.run.group) == key]
+    heads = f"{'mean':>8}{'worst':>8}{'constant':>10}{'worst':>8}{'predicted/measured':>20}"
+    lines = [f"{'source and group':<50}{'rows':>5}{heads}"]
+    for name, own in groups(rows):
         errors, others = [abs(row.error) for row in own], [abs(row.baseline) for row in own]
         means = f"{fmean(errors):>8.1%}{max(errors):>8.1%}{fmean(others):>10.1%}{max(others):>8.1%}"
-        lines.append(f"{' '.join(key):<40}{len(own):>5}{means}  median ratio {1 + median(r.error for r in own):.2f}")
+        lines.append(f"{name:<50}{len(own):>5}{means}{1 + median(row.error for row in own):>20.2f}")
     return "\n".join(lines)
 
 
-def freely(row: Row, efficiency: float) -> str:
-    """What the planner would choose instead, and where its gain comes from."""
-    machine = machine_of(row.run, efficiency)
+def left_out(sources: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Published rows that are not in the data: source, how many, why."""
+    with (DATA / "published_left_out.csv").open(newline="") as file:
+        found = [(row["source"], int(row["rows"]), row["reason"]) for row in csv.DictReader(file)]
+    return [one for one in found if one[0] in set(sources)]
+
+
+def freely(row: Row) -> dict[str, object]:
+    """What the planner would choose instead, by how much it is shorter, and above GAIN where that comes from."""
+    machine = machine_of(row.run, row.efficiency)
     answer, _ = Planner(machine).search(asked(row.run, machine))
     if answer is None:
-        return f"{row.run.id}: nothing fits"
-    step, plan = answer.estimate.step, answer.plan
-    gain = 1.0 - step / row.estimate.step
-    chosen = f"{plan.mesh}, {plan.schedule if plan.mesh.pp > 1 else 'no pipeline'}, ZeRO {plan.zero}"
-    text = (
-        f"{row.run.id}: {chosen}, {plan.micro_steps} micro-steps: {step:.3f} s, {gain:.1%} less than {row.run.layout}"
-    )
-    return f"{text}; {because(row.estimate, answer.estimate)}" if gain > GAIN else text
+        return {"id": row.run.id, "plan": None}
+    plan, gain = answer.plan, 1.0 - answer.estimate.step / row.estimate.step
+    pipeline = f", {plan.schedule}" if plan.mesh.pp > 1 else ""
+    recompute = "/".join(dict.fromkeys(plan.recompute))
+    chosen = f"{plan.mesh}{pipeline}, ZeRO {plan.zero}, {plan.micro_steps} micro-steps, recompute {recompute}"
+    why = because(row.estimate, answer.estimate) if gain > GAIN else ""
+    return {"id": row.run.id, "plan": chosen, "step": answer.estimate.step, "gain": gain, "because": why}
 
 
 def because(theirs: Estimate, ours: Estimate) -> str:
-    """The part of a step that became shorter most, and the next."""
+    """The part of a step that became shorter most, and the next, as shares of the longer step."""
     a, b = dict(theirs.parts), dict(ours.parts)
     saved = sorted(((a.get(name, 0.0) - b.get(name, 0.0), name) for name in {*a, *b}), reverse=True)
     return "from " + ", ".join(f"{name} {-seconds / theirs.step:+.1%}" for seconds, name in saved[:2] if seconds > 0)
 
 
-def main() -> None:
+def told(row: Row, found: Mapping[str, object]) -> str:
+    """One free plan as a line."""
+    if found["plan"] is None:
+        return f"{row.run.id}: nothing fits"
+    why = f"; {found['because']}" if found["because"] else ""
+    return f"{row.run.id}: {found['plan']}: {found['step']:.3f} s, {found['gain']:.1%} less than {row.run.layout}{why}"
+
+
+def value_of(row: Row) -> dict[str, object]:
+    """A row for programs."""
+    own = {"fitted": row.fitted, "efficiency": row.efficiency, "predicted": row.estimate.step, "error": row.error}
+    constant = {"constant": row.constant, "constant_error": row.baseline}
+    return {**asdict(row.run), **own, **constant, "parts": dict(row.estimate.parts)}
+
+
+def progress(total: int) -> Watch:
+    """Draws how many rows are laid out, where somebody looks."""
+    done = 0
+
+    def one() -> None:
+        nonlocal done
+        done += 1
+        bar = "#" * (30 * done // total)
+        end = "\n" if done == total else ""
+        print(f"\r[{bar:<30}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+    return one if sys.stderr.isatty() else lambda: None
+
+
+def arguments() -> argparse.Namespace:
+    """What the user asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", nargs="*", help="sources to show; all without")
-    parser.add_argument("--rows", nargs="*", help="rows to show; all without")
-    parser.add_argument("--efficiency", type=float, help="the fitted number, where it is known from a run before")
+    parser.add_argument("--source", nargs="*", default=[SOURCE], help=f"sources to show, or all; {SOURCE} without")
+    parser.add_argument("--rows", nargs="*", help="rows to show, with --efficiency; all without")
+    parser.add_argument("--efficiency", type=float, help="not fitted: the number from a run before")
     parser.add_argument("--unpinned", action="store_true", help="plan freely too")
+    parser.add_argument("--json", action="store_true", help="one JSON value instead of tables")
     given = parser.parse_args()
-    every = list(runs())
-    fit_on = [run for run in every if (run.source, run.group) == (SOURCE, FITTED)]
-    fits = {kind_of(fit_on[0]): given.efficiency or fitted(fit_on)}
-    for (device, precision), efficiency in fits.items():
-        print(f"{device}, {precision} and bf16: products at {efficiency:.4f} of the profile's rate", flush=True)
+    if given.rows and given.efficiency is None:
+        parser.error("--rows leaves too few rows to fit on: give --efficiency too")
+    return given
+
+
+def picked(given: argparse.Namespace) -> dict[str, list[Run]]:
+    """The runs to show by source."""
+    found: dict[str, list[Run]] = {}
+    for run in runs():
+        if ("all" in given.source or run.source in given.source) and (not given.rows or run.id in given.rows):
+            found.setdefault(run.source, []).append(run)
+    return found
+
+
+def main() -> None:
+    given = arguments()
     shown: list[Row] = []
-    for source in dict.fromkeys(run.source for run in every if not given.source or run.source in given.source):
-        own = [run for run in every if run.source == source and (not given.rows or run.id in given.rows)]
-        rows = rows_of(own, fits) if own else []
+    plans: list[Mapping[str, object]] = []
+    sources = picked(given)
+    watch = progress(sum(len(own) for own in sources.values()))
+    for source, own in sources.items():
+        rows = rows_of(own, _known(own, given.efficiency), watch)
         shown += rows
-        print(f"\n{source}\n{table(rows)}", flush=True)
-        for row in rows if given.unpinned else []:
-            print(freely(row, fits.get(kind_of(row.run), 1.0)), flush=True)
-    print(f"\n{summary(shown)}")
+        free = [freely(row) for row in rows] if given.unpinned else []
+        plans += free
+        if not given.json:
+            print(f"\n{source}: products at {_efficiencies(rows)} of the profile's rate\n{table(rows)}", flush=True)
+            print(*(told(row, one) for row, one in zip(rows, free, strict=False)), sep="\n", flush=True)
+    missing = left_out(sources)
+    if given.json:
+        print(json.dumps({"rows": [value_of(row) for row in shown], "unpinned": plans, "left_out": missing}))
+        return
+    print(f"{summary(shown)}\n")
+    print(*(f"left out of {source}: {count} rows, {reason}" for source, count, reason in missing), sep="\n")
+
+
+def _known(own: Sequence[Run], efficiency: float | None) -> Mapping[Kind, float]:
+    return {} if efficiency is None else dict.fromkeys({kind_of(run) for run in own}, efficiency)
+
+
+def _efficiencies(rows: Sequence[Row]) -> str:
+    found = dict.fromkeys((*kind_of(row.run), row.efficiency) for row in rows)
+    return ", ".join(f"{efficiency:.4f} ({device}, {bits})" for device, bits, efficiency in found)
 
 
 if __name__ == "__main__":
