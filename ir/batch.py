@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fourfold.hardware.errors import UsageError
-from fourfold.ir.sequence.tokens import Shard, laid
+from fourfold.ir.sequence.tokens import Shard, laid, shifted
 from fourfold.ir.serial import from_plain, to_json
 
 SCHEMA = "fourfold.batch/1"
@@ -40,6 +40,31 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Tokens that one rank's regions run for another in a micro-step; attention over them stays with `source`.
+
+    They are the last that `source` stores, in the order of its moves, and the last that `target` stores.
+    """
+
+    micro_step: int
+    source: int
+    target: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.source}>{self.target} {self.tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """The share of what a rank keeps of one micro-step for its backward that waits in the host's memory."""
+
+    micro_step: int
+    rank: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Team:
     """The pieces that the same ranks run together in one micro-step: packed where a rank is alone, else shared."""
 
@@ -54,10 +79,15 @@ class Team:
         return sum(piece.tokens for piece in self.pieces)
 
     def shards(self) -> tuple[Shard, ...]:
-        """What each of its ranks holds; documents are its pieces. Heads exchanged by all need no balance of tokens."""
+        """What each of its ranks holds; documents are its pieces, whose tokens count from the start of the sequence.
+
+        Heads exchanged by all need no balance of tokens.
+        """
         n = len(self.ranks)
         lengths = tuple(piece.tokens for piece in self.pieces)
-        return laid("contiguous", lengths, n, n) if self.method == "ulysses" else laid("zigzag", lengths, n)
+        held = laid("contiguous", lengths, n, n) if self.method == "ulysses" else laid("zigzag", lengths, n)
+        starts = tuple(piece.start for piece in self.pieces)
+        return tuple(shifted(one, starts) for one in held) if any(starts) else held
 
     def held(self) -> dict[int, int]:
         """Tokens of each rank."""
@@ -72,6 +102,7 @@ class BatchPlan:
 
     policy: who decided. lengths: of the batch's sequences. Ranks take their micro-steps in order and leave out those in
     which they have no piece; where every micro-step gathers or reduces (ZeRO 2 and 3) they run an empty one.
+    retained: of how many chunks of a sequence activations are kept until its backward; the others run forward again.
     """
 
     policy: str
@@ -79,6 +110,9 @@ class BatchPlan:
     ranks: int
     capacity: int
     pieces: tuple[Piece, ...]
+    retained: int = 1
+    moves: tuple[Move, ...] = ()
+    offloads: tuple[Offload, ...] = ()
 
     @property
     def micro_steps(self) -> int:
@@ -103,6 +137,15 @@ class BatchPlan:
                 found[rank, team.micro_step] = found.get((rank, team.micro_step), 0) + tokens
         return found
 
+    @cached_property
+    def run(self) -> dict[tuple[int, int], int]:
+        """Tokens that regions run by (rank, micro-step): those held, less those moved away, and those moved here."""
+        found = dict(self.held)
+        for move in self.moves:
+            for rank, more in ((move.source, -move.tokens), (move.target, move.tokens)):
+                found[rank, move.micro_step] = found.get((rank, move.micro_step), 0) + more
+        return found
+
     def of(self, rank: int) -> Iterator[tuple[int, tuple[Team, ...]]]:
         """The micro-steps of one rank, each with its teams in the order in which they run."""
         mine: dict[int, list[Team]] = {}
@@ -116,7 +159,12 @@ class BatchPlan:
             f"{self.policy}: {len(self.lengths)} sequences, {sum(self.lengths):,} tokens on {self.ranks} ranks of "
             f"{self.capacity:,}"
         )
-        return "\n".join((title, *(_line(team) for team in self.teams)))
+        moved: dict[int, list[Move]] = {}
+        for move in self.moves:
+            moved.setdefault(move.micro_step, []).append(move)
+        rows = [f"{step}  remap  {' '.join(map(str, moves))}" for step, moves in sorted(moved.items())]
+        rows += [f"{one.micro_step}  offload  {one.rank} {one.share:.0%}" for one in self.offloads]
+        return "\n".join((title, *(_line(team) for team in self.teams), *rows))
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON."""

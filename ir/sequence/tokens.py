@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from types import MappingProxyType
@@ -116,6 +116,11 @@ def _stretches(held: Shard, n: int) -> tuple[Shard, ...]:
             )
         )
     return tuple(found)
+
+
+def shifted(held: Shard, starts: Sequence[int]) -> Shard:
+    """The same tokens, each document's counted on from its start."""
+    return Shard(tuple(replace(run, start=run.start + starts[run.document]) for run in held.runs))
 
 
 def joined(shards: Sequence[Shard]) -> Shard:

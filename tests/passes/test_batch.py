@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourfold.hardware import load
 from fourfold.hardware.errors import InfeasibleError, UsageError
-from fourfold.ir.batch import BatchPlan, Piece
+from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.compare import compared
@@ -78,7 +78,7 @@ PLACED = BatchPlan(
         Piece(2, 20, 40, 1, (3,)),
     ),
 )
-BOUNDS = Bounds(4, 64, 1, 8)
+BOUNDS = Bounds(4, 64, 1, 8, spare=0.5)
 
 
 def changed(at: int, **fields: object) -> Callable[[BatchPlan], BatchPlan]:
@@ -87,6 +87,11 @@ def changed(at: int, **fields: object) -> Callable[[BatchPlan], BatchPlan]:
         plan,
         pieces=tuple(replace(p, **fields) if i == at else p for i, p in enumerate(plan.pieces)),  # type: ignore[arg-type]
     )
+
+
+def moving(*moves: Move) -> Callable[[BatchPlan], BatchPlan]:
+    """The placement with a remap."""
+    return lambda plan: replace(plan, moves=moves)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,13 @@ def changed(at: int, **fields: object) -> Callable[[BatchPlan], BatchPlan]:
         (changed(3, ranks=(2,)), "2[20:40], which needs its keys, in micro-step 1 on ranks 2"),
         (changed(0, method="whole"), "ranks 0-1 run 'whole' in micro-step 0"),
         (changed(1, method="ring"), "ranks 2 run 'ring' in micro-step 0"),
+        (moving(Move(0, 2, 3, 61)), "rank 2 moves 61 of 60 tokens in 0"),
+        (moving(Move(1, 3, 2, 5)), "rank 2 runs nothing in it"),
+        (moving(Move(0, 3, 3, 5)), "from one rank of the pool to another"),
+        (moving(Move(0, 2, 3, 5), Move(0, 3, 0, 5)), "rank 3 gives and takes tokens in micro-step 0"),
+        (moving(Move(0, 2, 3, 45)), "rank 3 holds 65 tokens in micro-step 0"),
+        (lambda plan: replace(plan, offloads=(Offload(0, 2, 0.6),)), "60% of micro-step 0 of rank 2 go to the host"),
+        (lambda plan: replace(plan, retained=0), "0 chunks are kept"),
         (lambda plan: replace(plan, capacity=65), "it is for 4 ranks of 65, not for 4 of 64"),
     ),
 )
