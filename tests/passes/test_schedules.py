@@ -101,7 +101,7 @@ def test_free_messages_cost_nothing(schedule: Schedule, ahead: int) -> None:
 
 
 def test_sends_are_added_once() -> None:
-    with pytest.raises(ScheduleError, match=r"schedule of F, B, I and W alone"):
+    with pytest.raises(ScheduleError, match=r"schedule of N, F, B, I and W alone"):
         with_sends(with_sends(KINDS["1f1b"](2, 2)))
 
 
