@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,15 @@ from fourfold.backends.engine import Engine
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
 from fourfold.backends.lost import reachable
+from fourfold.backends.placing import Turn, turns
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.sequences import Document, limits_of
 from fourfold.backends.sharding import Sharding
 from fourfold.backends.step import Step
+from fourfold.backends.teams import queues
 from fourfold.backends.tied import Tied
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule, in_turn
@@ -54,17 +57,39 @@ Schedules = Callable[[int], Schedule]
 """The schedule of a step of so many micro-steps."""
 
 
+class Placement(Protocol):
+    """Who places each batch on the pool and orders what a rank runs of it; made by the compiler, for `Program`."""
+
+    def place(self, lengths: tuple[int, ...]) -> BatchPlan:
+        """The placement of sequences of these lengths, the same on every rank: a collective."""
+        ...
+
+    def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
+        """In which order a rank of the pool runs its turns."""
+        ...
+
+
 class Program:
     """The compiled training program of one rank. Made by `fourfold.compile`; needs torchrun for more than one rank.
 
     `schedule` gives the order in which a pipeline runs its micro-steps; without stages they run one after the other.
+    `placement` places each batch anew; without it sequences are dealt to fixed groups of ranks.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, graph: Graph, options: Options, schedule: Schedules = in_turn
+        self,
+        model: nn.Module,
+        plan: Plan,
+        graph: Graph,
+        options: Options,
+        schedule: Schedules = in_turn,
+        placement: Placement | None = None,
     ) -> None:
         self.plan, self.model, self.schedule, self.timeout = plan, model, schedule, options.timeout
-        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
+        self.placement = placement
+        many = queues(plan, placed=placement is not None)
+        keep: dict[str, Any] = {"device": options.device, "timeout": options.timeout}
+        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, queues=many, **keep)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
         self.aside = Aside.of(self.ranks.device)
@@ -205,15 +230,26 @@ class Program:
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
         self._require_weights()
         docs = agreed(batch, self.limits, self.aside)
-        mine = batching.portions(docs, self.plan, self.ranks.pool_rank)
+        own, schedule = self._turns(tuple(len(d) for d in docs))
+        mine = tuple(Portion(docs, turn) for turn in own)
         total = self._divisor(docs, mine)
         place = (self.seed, self.steps_done)
         scale = 1.0 / total if total else 0.0
-        step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward)
-        loss = step.run(self.schedule(len(mine)))
+        apart = self.placement is not None and self.plan.zero < 2 and self.plan.mesh.pool > 1
+        step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward, apart)
+        loss = step.run(schedule)
         self.tokens_seen += sum(len(d) for d in docs) if backward else 0
         self.sequences_seen += len(docs) if backward else 0
         return loss / (1 if self.engine.loss_is_partial else self.ranks.tensor.size)
+
+    def _turns(self, lengths: tuple[int, ...]) -> tuple[tuple[Turn, ...], Schedule]:
+        """This rank's part of a batch, and the order in which it is run."""
+        rank = self.ranks.pool_rank
+        if self.placement is None:
+            dealt = batching.dealt_turns(lengths, self.plan, rank)
+            return dealt, self.schedule(len(dealt))
+        placed = self.placement.place(lengths)
+        return turns(placed, rank, every=self.plan.zero > 1), self.placement.schedule(placed, rank)
 
     def _divisor(self, docs: Sequence[Document], mine: Sequence[Portion]) -> float:
         """What the summed loss of the whole batch is divided by; known before the first backward."""

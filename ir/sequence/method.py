@@ -7,7 +7,7 @@ h // (H / G)), D head dimension. Sums are in the accumulation dtype: float32, or
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -66,20 +66,30 @@ class Job:
     travel: torch.dtype | None = None
     earlier: tuple[Shard, ...] = ()
     carried: Carried | None = None
+    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
 
     def keys(self, rank: int) -> Shard:
         """The tokens whose keys a rank holds: of a chunk, those before it first."""
         return joined((self.earlier[rank], self.shards[rank])) if self.earlier else self.shards[rank]
 
     def seen(self, queries: int, keys: int) -> tuple[Rectangle, ...]:
-        """What rank `queries` sees of the keys of rank `keys`."""
-        return rectangles(self.shards[queries], self.keys(keys), self.softmax)
+        """What rank `queries` sees of the keys of rank `keys`; found once, as every layer asks."""
+        key = self.softmax, queries, keys
+        if key not in self.known:
+            self.known[key] = rectangles(self.shards[queries], self.keys(keys), self.softmax)
+        return self.known[key]
 
     def stored(self, rank: int, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """The keys and values that this rank holds, [2, S, G, D], with those it has just made."""
         if self.carried is None:
             return torch.stack((k_TGD, v_TGD))
         return self.carried.store(k_TGD, v_TGD, self.earlier[rank].tokens)
+
+    def again(self, rank: int, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        """What `stored` gave, from the same keys and values."""
+        if self.carried is None or self.carried.kv is None:
+            return self.stored(rank, k_TGD, v_TGD)
+        return self.carried.kv[:, : self.keys(rank).tokens]
 
     def sums(self, kv_2SGD: Tensor) -> Tensor:
         """What the gradients of this rank's keys and values are added to."""
@@ -140,13 +150,15 @@ class Method:
 
     forward: (comm, block, q, k, v, job) -> (out [T, H, D] in the dtype of q, what backward needs);
     backward: (comm, block, grad, saved, job) -> gradients of q, k and v in their dtypes;
-    plain: what it saves is (q, kv [2, S, G, D], results..), so that a replay that has the results makes the rest anew.
+    plain: what it saves is (q, kv [2, S, G, D], results..), so that a replay that has the results makes the rest anew;
+    merges: the first of these results is out, which it makes by merging blocks.
     """
 
     name: str
     forward: Callable[[Comm, Block, Tensor, Tensor, Tensor, Job], tuple[Tensor, Saved]]
     backward: Callable[[Comm, Block, Tensor, Saved, Job], Gradients]
     plain: bool = True
+    merges: bool = True
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
