@@ -44,9 +44,7 @@ class TritonBlock:
         assert sums.out.is_contiguous() and sums.lse.is_contiguous()
         for layer in _layers(seen, q, kv, tiles):
             tensors = (q, kv, sums.out, sums.lse, layer.spans_2M, layer.forward)
-            forward_kernel[(len(layer.forward), heads)](
-                *tensors, *_counts(q, kv), scale, **_fixed(q, kv, tiles.forward)
-            )
+            forward_kernel[(len(layer.forward), heads)](*tensors, *_counts(q, kv), scale, **fixed(q, kv, tiles.forward))
 
     def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
         """One launch."""
@@ -73,10 +71,10 @@ class TritonBlock:
         for layer in _layers(seen, q, kv, tiles):
             given, counts = (q, kv, grad, lse, delta), _counts(q, kv)
             query_kernel[(len(layer.query), heads)](
-                *given, dq, layer.spans_2M, layer.query, *counts, scale, **_fixed(q, kv, tiles.query)
+                *given, dq, layer.spans_2M, layer.query, *counts, scale, **fixed(q, kv, tiles.query)
             )
             key_kernel[(len(layer.key), groups)](
-                *given, dkv, layer.spans_2M, layer.key, *counts, scale, **_fixed(q, kv, tiles.key)
+                *given, dkv, layer.spans_2M, layer.key, *counts, scale, **fixed(q, kv, tiles.key)
             )
 
     def _tiles(self, q_THD: Tensor) -> Tiles:
@@ -107,8 +105,8 @@ def _counts(q: Tensor, kv: Tensor) -> tuple[int, int]:
     return q.shape[0], kv.shape[1]
 
 
-def _fixed(q: Tensor, kv: Tensor, tile: Tile) -> Mapping[str, int]:
-    """What a kernel is compiled for."""
+def fixed(q: Tensor, kv: Tensor, tile: Tile, *, fresh: bool = False) -> Mapping[str, int]:
+    """What a kernel is compiled for; `fresh` where its results are written, not added to."""
     heads, width = q.shape[1:]
     return {
         "HEADS": heads,
@@ -117,6 +115,7 @@ def _fixed(q: Tensor, kv: Tensor, tile: Tile) -> Mapping[str, int]:
         "PADDED": padded(width),
         "ROWS": tile.rows,
         "KEYS": tile.keys,
+        "FRESH": fresh,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

@@ -53,8 +53,9 @@ def query_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
-    """Adds to dq, in place, what a tile of rows finds in the keys it sees."""
+    """Adds to dq, in place, what a tile of rows finds in the keys it sees. FRESH: there is nothing in it yet."""
     start, low, left, full, steps = job(jobs)
     head = tl.program_id(1)
     row, column = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
@@ -78,8 +79,10 @@ def query_kernel(
         k, v = keys_of(k_at, v_at, low + step * KEYS, keys, False, GROUPS, WIDTH, PADDED, KEYS)
         ds = weights(q, k, lse[:, None], scale) * (tl.dot(grad, tl.trans(v), input_precision="ieee") - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee")
-    known = tl.load(dq_MHD + places, mask=inside, other=0.0)
-    tl.store(dq_MHD + places, known + acc * scale, mask=inside & (past > first)[:, None])
+    found = acc * scale
+    if not FRESH:
+        found += tl.load(dq_MHD + places, mask=inside, other=0.0)
+    tl.store(dq_MHD + places, found, mask=inside & (past > first)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "keys"])
@@ -101,8 +104,12 @@ def key_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
-    """Adds to dk and dv, in place, what a tile of keys gets from the rows that see it, over all heads that read it."""
+    """Adds to dk and dv, in place, what a tile of keys gets from the rows that see it, over all heads that read it.
+
+    FRESH: there is nothing in them yet.
+    """
     start, low, left, full, steps = job(jobs)
     group = tl.program_id(1)
     k_at = kv_2NGD + group * WIDTH
@@ -126,8 +133,9 @@ def key_kernel(
             place = head.to(tl.int64) * rows + at + tl.arange(0, ROWS)
             lse, delta = tl.load(lse_HM + place) * 1.4426950408889634, tl.load(delta_HM + place)
             dk, dv = given(dk, dv, weights(k, q, lse[None, :], scale), v, q, grad, delta)
-    added(dkv_2NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS)
-    added(dkv_2NGD + (keys.to(tl.int64) * GROUPS + group) * WIDTH, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS)
+    v_into = dkv_2NGD + (keys.to(tl.int64) * GROUPS + group) * WIDTH
+    added(dkv_2NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
+    added(v_into, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
 
 
 @triton.jit
@@ -197,10 +205,12 @@ def added(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
     """Adds a tile of keys [keys, D] to the sums of its group."""
     key, column = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
     inside = (key < keys)[:, None] & (column < WIDTH)[None, :]
     places = key.to(tl.int64)[:, None] * (GROUPS * WIDTH) + column[None, :]
-    known = tl.load(into + places, mask=inside, other=0.0)
-    tl.store(into + places, known + share, mask=inside)
+    if not FRESH:
+        share += tl.load(into + places, mask=inside, other=0.0)
+    tl.store(into + places, share, mask=inside)
