@@ -32,8 +32,11 @@ class Timing:
         return self.seconds / self.bound - 1.0
 
 
-def timed(batch: BatchPlan, terms: Terms) -> Timing:
-    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all."""
+def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing:
+    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all.
+
+    paces: what each rank's seconds are multiplied by, if they differ.
+    """
     clock, busy = [0.0] * batch.ranks, [0.0] * batch.ranks
     for step, teams in _steps(batch).items():
         own: dict[int, float] = {}
@@ -43,6 +46,7 @@ def timed(batch: BatchPlan, terms: Terms) -> Timing:
                 own[rank] = own.get(rank, 0.0) + seconds
         for rank in own:
             own[rank] += terms.fixed + terms.linear * batch.held[rank, step]
+            own[rank] *= paces[rank] if paces else 1.0
             busy[rank] += own[rank]
         together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
         for ranks in together:
