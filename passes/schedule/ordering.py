@@ -75,7 +75,7 @@ class _Model:
             self.starts[action] = self.model.new_int_var(0, horizon, str(action))
             self.model.add(self._end(action) <= last)
         for stage, room in enumerate(memory):
-            self._rank(stage, room)
+            self._rank(stage, room, horizon)
             for chain in chains:
                 self._chain(stage, chain)
                 for step in chain:
@@ -95,7 +95,7 @@ class _Model:
             lines.setdefault(action.stage, []).append(action)
         return Schedule.of([lines[stage] for stage in sorted(lines)])
 
-    def _rank(self, stage: int, room: int) -> None:
+    def _rank(self, stage: int, room: int, horizon: int) -> None:
         """One action at a time, and no more kept at once than there is room for."""
         mine = [action for action in self.starts if action.stage == stage]
         self.model.add_no_overlap(
@@ -105,7 +105,7 @@ class _Model:
         for action in mine:
             if action.kind == "F":
                 end = self._end(Action(stage, "B", action.micro_step))
-                size = end - self.starts[action]
+                size = self.model.new_int_var(0, horizon, f"{action} lasts")
                 kept.append(self.model.new_interval_var(self.starts[action], size, end, f"{action} kept"))
         self.model.add_cumulative(kept, [1] * len(kept), room)
 

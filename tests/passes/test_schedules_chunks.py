@@ -102,15 +102,15 @@ def test_what_is_no_chain_is_refused(chains: Sequence[Sequence[int]], retained: 
 
 @settings(max_examples=8, deadline=None)
 @given(
-    st.sampled_from([(((0, 1),), 1), (((0, 1),), 2), (((0,), (1,)), 1)]),
-    st.lists(st.integers(1, 9), min_size=12, max_size=12),
+    st.sampled_from([(((0, 1), (2,)), 1), (((0, 1), (2,)), 2), (((0,), (1,), (2,)), 1)]),
+    st.lists(st.integers(1, 9), min_size=18, max_size=18),
 )
 def test_the_order_found_is_the_best_of_all(case: tuple[tuple[tuple[int, ...], ...], int], took: list[int]) -> None:
     """Against every order of two stages that passes `check` within the same memory."""
     chains, retained = case
 
     def lasts(stage: int, kind: str, step: int) -> float:
-        return float(took[stage * 6 + step * 3 + "NFB".index(kind)])
+        return float(took[stage * 9 + step * 3 + "NFB".index(kind)])
 
     start = state_aware(2, chains, retained)
     orders = [_valid(start, stage, chains, in_flight(start)[stage]) for stage in range(2)]
