@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Team
+from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.refusal import SLACK, room
 from fourfold.passes.batch.terms import Terms
 
@@ -33,7 +34,11 @@ class Timing:
 
 
 def timed(batch: BatchPlan, terms: Terms) -> Timing:
-    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all."""
+    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all.
+
+    Chunks that are dropped take another forward.
+    """
+    twice = again(batch, terms.bounds.zero)
     clock, busy = [0.0] * batch.ranks, [0.0] * batch.ranks
     for step, teams in _steps(batch).items():
         own: dict[int, float] = {}
@@ -43,6 +48,7 @@ def timed(batch: BatchPlan, terms: Terms) -> Timing:
                 own[rank] = own.get(rank, 0.0) + seconds
         for rank in own:
             own[rank] += terms.fixed + terms.linear * batch.held[rank, step]
+            own[rank] *= 1.0 + terms.forward * ((rank, step) in twice)
             busy[rank] += own[rank]
         together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
         for ranks in together:
