@@ -49,7 +49,7 @@ class Terms:
 
     fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
-    many lie in one node.
+    many lie in one node. forward: the share of a micro-step that is a first forward.
     """
 
     machine: Machine
@@ -61,6 +61,7 @@ class Terms:
     once: float
     layers: tuple[Layer, ...]
     travel: str
+    forward: float = 1 / 3
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
 
@@ -141,6 +142,12 @@ class Rank:
         priced = replace(self.priced, work=found, known={})
         return sum(call.path for call in priced.calls)
 
+    @property
+    def forward(self) -> float:
+        """The share of all calls that is a first forward."""
+        calls = self.priced.calls
+        return sum(c.compute.forward + c.tensor.forward for c in calls) / sum(c.path for c in calls)
+
     @cached_property
     def seconds(self) -> Seconds:
         """Prices of its ops."""
@@ -182,4 +189,5 @@ def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
         once=whole.optimizer + whole.talk + whole.step.exposed,
         layers=layers,
         travel=plan.sharing.travel,
+        forward=rank.forward,
     )

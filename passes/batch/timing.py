@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Team
+from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.refusal import SLACK, room
 from fourfold.passes.batch.terms import Terms
 
@@ -35,8 +36,9 @@ class Timing:
 def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing:
     """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all.
 
-    paces: what each rank's seconds are multiplied by, if they differ.
+    Chunks that are dropped take another forward. paces: what each rank's seconds are multiplied by, if they differ.
     """
+    twice = again(batch, terms.bounds.zero)
     clock, busy = [0.0] * batch.ranks, [0.0] * batch.ranks
     for step, teams in _steps(batch).items():
         own: dict[int, float] = {}
@@ -47,6 +49,7 @@ def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing
         for rank in own:
             own[rank] += terms.fixed + terms.linear * batch.held[rank, step]
             own[rank] *= paces[rank] if paces else 1.0
+            own[rank] *= 1.0 + terms.forward * ((rank, step) in twice)
             busy[rank] += own[rank]
         together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
         for ranks in together:

@@ -132,7 +132,7 @@ def flash_backward(
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The four CUDA ops on the CPU, and thresholds small enough for small documents.
 
-    Our own kernel has no stand-in: it is interpreted in test_block_triton.py, and beside cuDNN FlashAttention is as good.
+    Our own kernel has none: it is interpreted in test_block_triton.py, and beside cuDNN FlashAttention is as good.
     """
     monkeypatch.setattr(attention_cudnn, "_beside", lambda q_THD: attention_cudnn.FLASH)
     monkeypatch.setattr(attention_cudnn, "WORTH_LENGTH", 4)
