@@ -8,6 +8,7 @@ from types import MappingProxyType
 from fourfold.ir.batch import BatchPlan
 from fourfold.passes.batch.auto import auto
 from fourfold.passes.batch.bytescale import bytescale
+from fourfold.passes.batch.flexsp import flexsp
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
 from fourfold.passes.batch.terms import Terms
@@ -15,5 +16,12 @@ from fourfold.passes.batch.terms import Terms
 Policy = Callable[[Sequence[int], Terms], BatchPlan]
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"pack": pack, "static_cp": static_cp, "homogeneous": homogeneous, "bytescale": bytescale, "auto": auto}
+    {
+        "pack": pack,
+        "static_cp": static_cp,
+        "homogeneous": homogeneous,
+        "bytescale": bytescale,
+        "flexsp": flexsp,
+        "auto": auto,
+    }
 )
