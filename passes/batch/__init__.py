@@ -9,6 +9,7 @@ from fourfold.ir.batch import BatchPlan
 from fourfold.passes.batch.auto import auto
 from fourfold.passes.batch.bytescale import bytescale
 from fourfold.passes.batch.chunkflow import chunkflow
+from fourfold.passes.batch.flexsp import flexsp
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
 from fourfold.passes.batch.terms import Terms
@@ -22,6 +23,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "homogeneous": homogeneous,
         "bytescale": bytescale,
         "chunkflow": chunkflow,
+        "flexsp": flexsp,
         "auto": auto,
     }
 )
