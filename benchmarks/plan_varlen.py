@@ -26,7 +26,9 @@ from fourfold.ir.plan import Plan, Precision
 from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.compare import Compared, compared
+from fourfold.passes.batch.static_cp import alike
 from fourfold.passes.batch.terms import Terms, terms_of
+from fourfold.passes.batch.timing import timed
 
 
 def main() -> int:
@@ -67,7 +69,7 @@ def planned(case: Case, gpus: int, machine: object, precision: Precision, *, zer
 def placed(lengths: tuple[int, ...], terms: Terms, folder: Path) -> None:
     """Writes each different placement and prints what it is predicted to take."""
     known: dict[object, str] = {}
-    for one in compared(lengths, terms, tuple(POLICIES), watch=lambda name: None):
+    for one in (*compared(lengths, terms, tuple(POLICIES), watch=lambda name: None), shared(lengths, terms)):
         if one.batch is None or one.timing is None:
             print(f"  {one.policy:<12} cannot: {one.refused}")
             continue
@@ -79,6 +81,12 @@ def placed(lengths: tuple[int, ...], terms: Terms, folder: Path) -> None:
         (folder / f"{one.policy}.json").write_text(
             json.dumps({"placement": first, "seconds": one.timing.seconds, "bound": one.timing.bound}) + "\n"
         )
+
+
+def shared(lengths: tuple[int, ...], terms: Terms) -> Compared:
+    """Every sequence over all ranks, as context parallelism does it."""
+    batch = alike(lengths, terms.bounds.ranks, terms, policy="context parallel")
+    return Compared(batch.policy, batch, timed(batch, terms), 0.0)
 
 
 def told(one: Compared, first: str) -> None:

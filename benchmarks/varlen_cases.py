@@ -70,15 +70,15 @@ def _quantile(table: list[int], share: float) -> float:
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case("prolong", EIGHT, "prolong", 131072, 262144, 131072),
-        Case("wikipedia", EIGHT, "wikipedia", 131072, 262144, 131072),
-        Case("commoncrawl", EIGHT, "commoncrawl", 131072, 262144, 131072),
-        Case("tailed", FOUR, "tailed", 262144, 524288, 524288, seed=10),
-        Case("megatron", BENCH, "lognormal", 2048, 8 * 2048, 8192),
+        Case("prolong", EIGHT, "prolong", 131072, 256000, 131072),
+        Case("wikipedia", EIGHT, "wikipedia", 131072, 256000, 131072),
+        Case("commoncrawl", EIGHT, "commoncrawl", 131072, 256000, 131072),
+        Case("tailed", FOUR, "tailed", 262144, 512000, 524288, seed=10),
+        Case("megatron", BENCH, "lognormal", 4224, 8 * 4000, 8192),
     )
 }
 TOY: Mapping[str, Case] = {
-    name: replace(case, config=TINY, capacity=256, tokens=512, longest=400 if name == "tailed" else 200)
+    name: replace(case, config=TINY, capacity=256, tokens=480, longest=400 if name == "tailed" else 200)
     for name, case in CASES.items()
 }
 """The same in a size that a CPU runs: only that the programs do."""
