@@ -22,10 +22,13 @@ from fourfold.compiler.api import plan_graph
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.llama import Llama
 from fourfold.hardware import load
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan, Precision
+from fourfold.ir.schedule import Schedule
 from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.compare import Compared, compared
+from fourfold.passes.batch.orders import schedule_of
 from fourfold.passes.batch.static_cp import alike
 from fourfold.passes.batch.terms import Terms, terms_of
 from fourfold.passes.batch.timing import timed
@@ -78,9 +81,14 @@ def placed(lengths: tuple[int, ...], terms: Terms, folder: Path) -> None:
         told(one, first)
         if first == one.policy:
             one.batch.save(folder / f"{one.policy}.batch.json")
-        (folder / f"{one.policy}.json").write_text(
-            json.dumps({"placement": first, "seconds": one.timing.seconds, "bound": one.timing.bound}) + "\n"
-        )
+        facts = {"placement": first, "seconds": one.timing.seconds, "bound": one.timing.bound}
+        facts["orders"] = [str(order(one.batch, rank, terms)) for rank in range(one.batch.ranks)]
+        (folder / f"{one.policy}.json").write_text(json.dumps(facts) + "\n")
+
+
+def order(batch: BatchPlan, rank: int, terms: Terms) -> Schedule:
+    """What a rank runs."""
+    return schedule_of(batch, rank, stages=1, zero=terms.bounds.zero, kind="1f1b")
 
 
 def shared(lengths: tuple[int, ...], terms: Terms) -> Compared:

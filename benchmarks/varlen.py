@@ -38,7 +38,6 @@ from fourfold.compiler.models.llama import Llama
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
-from fourfold.passes.batch.orders import schedule_of
 
 SEEN = ("seconds", "computation", "communication", "exposed", "idle", "exposed_share")
 STEPS = 2
@@ -49,8 +48,8 @@ STEPS = 2
 class Placed:
     """Placements made beforehand: the one set last is that of every batch."""
 
-    plan: Plan
     batch: BatchPlan | None = None
+    orders: Sequence[str] = ()
 
     def place(self, lengths: tuple[int, ...]) -> BatchPlan:
         """The one that was set."""
@@ -58,8 +57,8 @@ class Placed:
         return self.batch
 
     def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
-        """The passes' own."""
-        return schedule_of(batch, rank, stages=self.plan.mesh.pp, zero=self.plan.zero, kind=self.plan.schedule)
+        """Made with it."""
+        return Schedule.parse(self.orders[rank])
 
 
 class Bench:
@@ -77,7 +76,7 @@ class Bench:
 
     def ours(self) -> bool:
         """Every placement on one program; False when the time is up."""
-        holder = Placed(self.plan)
+        holder = Placed()
         with torch.device("meta"):
             model = Llama(self.case.config)
         options = Options(compile=self.shape.real, device=self.device)
@@ -99,6 +98,7 @@ class Bench:
 
         for name in sorted({one["placement"] for one in told.values()}, key=lambda name: told[name]["seconds"]):
             holder.batch = BatchPlan.read((self.folder / f"{name}.batch.json").read_text())
+            holder.orders = told[name]["orders"]
             alike = [other for other, one in told.items() if one["placement"] == name]
             row = self._row("fourfold", ", ".join([name, *(other for other in alike if other != name)]))
             row = replace(row, predicted_seconds=told[name]["seconds"])
