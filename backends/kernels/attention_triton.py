@@ -19,10 +19,10 @@ def forward(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
     """Out [T, H, D] in the dtype of q, lse [H, T] in float32."""
-    q, kv = q_THD.contiguous(), torch.stack((k_TGD, v_TGD))
+    q, k, v = (x.contiguous() for x in (q_THD, k_TGD, v_TGD))
     out = torch.empty_like(q)
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    _block().fresh_forward(q, kv, out, lse, documents.lengths, softmax)
+    _block().fresh_forward(q, k, v, out, lse, documents.lengths, softmax)
     return out, lse
 
 
@@ -37,11 +37,11 @@ def backward(
     softmax: Softmax,
 ) -> Gradients:
     """The gradients of q, k and v."""
-    q, kv = q_THD.contiguous(), torch.stack((k_TGD, v_TGD))
-    dq, dkv = torch.empty_like(q), torch.empty_like(kv)
-    given = grad_THD.contiguous(), q, kv, out_THD, lse_HT.contiguous()
-    _block().fresh_backward(*given, (dq, dkv), documents.lengths, softmax)
-    return dq, dkv[0], dkv[1]
+    q, k, v = (x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    given = grad_THD.contiguous(), q, k, v, out_THD, lse_HT.contiguous()
+    _block().fresh_backward(*given, found, documents.lengths, softmax)
+    return found
 
 
 def _block() -> ModuleType:

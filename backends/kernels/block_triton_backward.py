@@ -37,7 +37,8 @@ def delta_kernel(
 @triton.jit(do_not_specialize=["rows", "keys"])
 def query_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     grad_MHD: tl.tensor,
     lse_HM: tl.tensor,
     delta_HM: tl.tensor,
@@ -64,8 +65,8 @@ def query_kernel(
     first, past, lse, delta = rows_of(spans_2M, lse_HM, delta_HM, row, rows, head)
     q = tl.load(q_MHD + places, mask=inside, other=0.0)
     grad = tl.load(grad_MHD + places, mask=inside, other=0.0)
-    k_at = kv_2NGD + (head // (HEADS // GROUPS)) * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
+    k_at = k_NGD + (head // (HEADS // GROUPS)) * WIDTH
+    v_at = v_NGD + (head // (HEADS // GROUPS)) * WIDTH
     acc = tl.zeros((ROWS, PADDED), tl.float32)
     for step in range(steps - full):
         at = low + tl.where(step < left, step, step + full) * KEYS
@@ -88,11 +89,13 @@ def query_kernel(
 @triton.jit(do_not_specialize=["rows", "keys"])
 def key_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     grad_MHD: tl.tensor,
     lse_HM: tl.tensor,
     delta_HM: tl.tensor,
-    dkv_2NGD: tl.tensor,
+    dk_NGD: tl.tensor,
+    dv_NGD: tl.tensor,
     spans_2M: tl.tensor,
     jobs: tl.tensor,
     rows: tl.tensor,
@@ -112,9 +115,7 @@ def key_kernel(
     """
     start, low, left, full, steps = job(jobs)
     group = tl.program_id(1)
-    k_at = kv_2NGD + group * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
-    k, v = keys_of(k_at, v_at, start, keys, True, GROUPS, WIDTH, PADDED, KEYS)
+    k, v = keys_of(k_NGD + group * WIDTH, v_NGD + group * WIDTH, start, keys, True, GROUPS, WIDTH, PADDED, KEYS)
     dk = tl.zeros((KEYS, PADDED), tl.float32)
     dv = tl.zeros((KEYS, PADDED), tl.float32)
     for member in range(HEADS // GROUPS):
@@ -133,9 +134,8 @@ def key_kernel(
             place = head.to(tl.int64) * rows + at + tl.arange(0, ROWS)
             lse, delta = tl.load(lse_HM + place) * 1.4426950408889634, tl.load(delta_HM + place)
             dk, dv = given(dk, dv, weights(k, q, lse[None, :], scale), v, q, grad, delta)
-    v_into = dkv_2NGD + (keys.to(tl.int64) * GROUPS + group) * WIDTH
-    added(dkv_2NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
-    added(v_into, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
+    added(dk_NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
+    added(dv_NGD + group * WIDTH, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
 
 
 @triton.jit

@@ -13,7 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["rows", "keys"])
 def forward_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     out_MHD: tl.tensor,
     lse_HM: tl.tensor,
     spans_2M: tl.tensor,
@@ -49,8 +50,8 @@ def forward_kernel(
         acc = tl.load(out_MHD + places, mask=inside, other=0.0)
         top = tl.load(lse_at, mask=row < rows, other=float("-inf")) * 1.4426950408889634
     total = tl.where(top == float("-inf"), 0.0, 1.0)
-    k_at = kv_2NGD + (head // (HEADS // GROUPS)) * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
+    k_at = k_NGD + (head // (HEADS // GROUPS)) * WIDTH
+    v_at = v_NGD + (head // (HEADS // GROUPS)) * WIDTH
     scale = scale * 1.4426950408889634
     for step in range(steps - full):
         at = low + tl.where(step < left, step, step + full) * KEYS

@@ -14,7 +14,8 @@ from fourfold.backends.kernels.block_triton_forward import forward_kernel
 
 def fresh_forward(
     q_THD: Tensor,
-    kv_2TGD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
     out_THD: Tensor,
     lse_HT: Tensor,
     lengths: tuple[int, ...],
@@ -24,35 +25,36 @@ def fresh_forward(
     """Writes out and lse. All tensors are contiguous; no document is empty."""
     tiles = tiles or tiles_for(architecture_of(q_THD.device), q_THD.dtype)
     layer = _layer(q_THD, lengths, softmax, tiles)
-    tensors = (q_THD, kv_2TGD, out_THD, lse_HT, layer.spans_2M, layer.forward)
+    tensors = (q_THD, k_TGD, v_TGD, out_THD, lse_HT, layer.spans_2M, layer.forward)
     tokens, heads = q_THD.shape[:2]
     forward_kernel[(len(layer.forward), heads)](
-        *tensors, tokens, tokens, softmax.scale, **fixed(q_THD, kv_2TGD, tiles.forward, fresh=True)
+        *tensors, tokens, tokens, softmax.scale, **fixed(q_THD, k_TGD, tiles.forward, fresh=True)
     )
 
 
 def fresh_backward(
     grad_THD: Tensor,
     q_THD: Tensor,
-    kv_2TGD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
     out_THD: Tensor,
     lse_HT: Tensor,
-    into: tuple[Tensor, Tensor],
+    into: tuple[Tensor, Tensor, Tensor],
     lengths: tuple[int, ...],
     softmax: Softmax,
     tiles: Tiles | None = None,
 ) -> None:
-    """Writes the gradients of q and of keys and values."""
+    """Writes the gradients of q, k and v."""
     tiles = tiles or tiles_for(architecture_of(q_THD.device), q_THD.dtype)
     layer = _layer(q_THD, lengths, softmax, tiles)
-    given = (q_THD, kv_2TGD, grad_THD, lse_HT, delta_of(grad_THD, out_THD))
-    (tokens, heads), groups = q_THD.shape[:2], kv_2TGD.shape[2]
-    counts = (tokens, tokens, softmax.scale)
+    given = (q_THD, k_TGD, v_TGD, grad_THD, lse_HT, delta_of(grad_THD, out_THD))
+    (tokens, heads), groups = q_THD.shape[:2], k_TGD.shape[1]
+    counts, (dq, dk, dv) = (tokens, tokens, softmax.scale), into
     query_kernel[(len(layer.query), heads)](
-        *given, into[0], layer.spans_2M, layer.query, *counts, **fixed(q_THD, kv_2TGD, tiles.query, fresh=True)
+        *given, dq, layer.spans_2M, layer.query, *counts, **fixed(q_THD, k_TGD, tiles.query, fresh=True)
     )
     key_kernel[(len(layer.key), groups)](
-        *given, into[1], layer.spans_2M, layer.key, *counts, **fixed(q_THD, kv_2TGD, tiles.key, fresh=True)
+        *given, dk, dv, layer.spans_2M, layer.key, *counts, **fixed(q_THD, k_TGD, tiles.key, fresh=True)
     )
 
 

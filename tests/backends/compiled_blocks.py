@@ -34,7 +34,7 @@ KERNELS = {
 DTYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 # What each argument points to where it is not of the inputs' dtype, and the numbers.
 WIDE = ("lse_HM", "delta_HM", "new_HM")
-SUMMED = ("out_MHD", "dq_MHD", "dkv_2NGD")
+SUMMED = ("out_MHD", "dq_MHD", "dk_NGD", "dv_NGD")
 MATRIX = re.compile(r"wgmma\.mma_async|mma\.sync|v_mfma")
 HEADS, GROUPS = 32, 8
 

@@ -128,8 +128,8 @@ def packed(softmax: Softmax) -> dict[str, float]:
     REFERENCE_BLOCK.backward(into, grad, q, kv, sums.out, sums.lse, seen, softmax.scale)
     out, lse, dq, dkv = (torch.full_like(x, torch.nan) for x in (sums.out, sums.lse, *into))
     scores = Scores(softmax.scale, softmax.causal, softmax.window)
-    fresh_forward(q, kv, out, lse, LENGTHS, scores, BLOCK.tiles)
-    fresh_backward(grad, q, kv, out, lse, (dq, dkv), LENGTHS, scores, BLOCK.tiles)
+    fresh_forward(q, kv[0], kv[1], out, lse, LENGTHS, scores, BLOCK.tiles)
+    fresh_backward(grad, q, kv[0], kv[1], out, lse, (dq, dkv[0], dkv[1]), LENGTHS, scores, BLOCK.tiles)
     pairs = ((out, sums.out), (lse, sums.lse), (dq, into[0]), (dkv, into[1]))
     return {name: apart(*pair) for name, pair in zip(("out", "lse", "dq", "dkv"), pairs, strict=True)}
 
