@@ -111,6 +111,12 @@ def test_rows_without_an_efficiency_are_refused(monkeypatch: pytest.MonkeyPatch)
         validate.main()
 
 
+def test_a_baseline_is_beaten_by_half_or_not() -> None:
+    assert validate.verdict(0.03, 0.08).split() == ["0.38", "beaten"]
+    assert validate.verdict(0.041, 0.08).split() == ["0.51", "not", "so"]
+    assert validate.verdict(0.0, 0.0).split() == []
+
+
 @pytest.mark.slow
 def test_published_steps_of_megatron_are_predicted(every: dict[str, Run]) -> None:
     own = [run for run in every.values() if run.source == "megatron-sc21"]
