@@ -25,6 +25,7 @@ from published import DATA, Run, asked, machine_of, runs
 
 from fourfold.compiler.pipeline import Planner
 from fourfold.ir.estimate import Estimate
+from fourfold.passes.costs import Costs
 
 GAIN = 0.15
 """Share of the published layout's step from which a better one must say why."""
@@ -78,24 +79,34 @@ def left_out(sources: Iterable[str]) -> list[tuple[str, int, str]]:
 
 
 def freely(row: Row) -> dict[str, object]:
-    """What the planner would choose instead, by how much it is shorter, and above GAIN where that comes from."""
+    """What the planner would choose instead, by how much it is shorter, and where that comes from."""
     machine = machine_of(row.run, row.efficiency)
     answer, _ = Planner(machine).search(asked(row.run, machine))
     if answer is None:
         return {"id": row.run.id, "plan": None}
-    plan, gain = answer.plan, 1.0 - answer.estimate.step / row.estimate.step
+    plan = answer.plan
     pipeline = f", {plan.schedule}" if plan.mesh.pp > 1 else ""
     recompute = "/".join(dict.fromkeys(plan.recompute))
     chosen = f"{plan.mesh}{pipeline}, ZeRO {plan.zero}, {plan.micro_steps} micro-steps, recompute {recompute}"
-    why = because(row.estimate, answer.estimate) if gain > GAIN else ""
-    return {"id": row.run.id, "plan": chosen, "step": answer.estimate.step, "gain": gain, "because": why}
+    alike = Costs(machine).priced(row.plan).estimate()
+    return {"id": row.run.id, "plan": chosen, **gained(row.estimate, alike, answer.estimate)}
+
+
+def gained(theirs: Estimate, alike: Estimate, ours: Estimate) -> dict[str, object]:
+    """How much shorter our step is than theirs; above GAIN, what of it is how their framework ran their layout (`alike`
+    is that layout as we would run it), and what the layout, each with the parts it comes from."""
+    gain, why = 1.0 - ours.step / theirs.step, ""
+    if gain > GAIN:
+        why = f"the framework {because(theirs, alike)}; the layout {because(alike, ours)}"
+    return {"step": ours.step, "gain": gain, "because": why}
 
 
 def because(theirs: Estimate, ours: Estimate) -> str:
-    """The part of a step that became shorter most, and the next, as shares of the longer step."""
+    """By how much a step changed, the part that became shorter most, and the next, as shares of the first step."""
     a, b = dict(theirs.parts), dict(ours.parts)
     saved = sorted(((a.get(name, 0.0) - b.get(name, 0.0), name) for name in {*a, *b}), reverse=True)
-    return "from " + ", ".join(f"{name} {-seconds / theirs.step:+.1%}" for seconds, name in saved[:2] if seconds > 0)
+    named = ", ".join(f"{name} {-seconds / theirs.step:+.1%}" for seconds, name in saved[:2] if seconds > 0)
+    return f"{ours.step / theirs.step - 1:+.1%}" + (f" ({named})" if named else "")
 
 
 def told(row: Row, found: Mapping[str, object]) -> str:
@@ -159,11 +170,12 @@ def main() -> None:
     for source, own in sources.items():
         rows = rows_of(own, _known(own, given.efficiency), watch)
         shown += rows
-        free = [freely(row) for row in rows] if given.unpinned else []
-        plans += free
         if not given.json:
             print(f"\n{source}: products at {_efficiencies(rows)} of the profile's rate\n{table(rows)}", flush=True)
-            print(*(told(row, one) for row, one in zip(rows, free, strict=False)), sep="\n", flush=True)
+        for row in rows if given.unpinned else ():
+            plans.append(freely(row))
+            if not given.json:
+                print(told(row, plans[-1]), flush=True)
     missing = left_out(sources)
     if given.json:
         print(json.dumps({"rows": [value_of(row) for row in shown], "unpinned": plans, "left_out": missing}))
