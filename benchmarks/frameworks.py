@@ -7,15 +7,17 @@ kernels and of collectives in the framework's source of that month, seconds are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 from as_megatron import kernel_by_kernel, megatron
 
 from fourfold.costmodel.kernel import stream_time
 from fourfold.ir.plan import SIZES
-from fourfold.passes.price import Priced
+from fourfold.passes.price import Priced, seconds_of
+from fourfold.passes.seconds import Seconds
 from fourfold.passes.steps import CallCost
+from fourfold.passes.work import work
 
 REUSE = 1e9
 """Elements of other parameters used in between up to which a replayed layer's parameter is kept for its backward
@@ -86,6 +88,24 @@ def deepspeed(plain: Priced) -> DeepSpeed:
     return DeepSpeed(plain.plan, plain.machine, plain.laid, kernel_by_kernel(plain), pools=plain.pools)
 
 
+@dataclass(frozen=True)
+class OneByOne(Seconds):
+    """Seconds of ops that nothing fuses: each is launched, reads its inputs and writes its output."""
+
+    @property
+    def fused(self) -> bool:
+        """Never."""
+        return False
+
+
+def eager(plain: Priced) -> Priced:
+    """A plan as torch runs it that compiles nothing."""
+    known = seconds_of(plain.plan, plain.machine)
+    seconds = OneByOne(*(getattr(known, field.name) for field in fields(Seconds)))
+    done = {name: work(laid, seconds) for name, laid in plain.laid.blocks.items()}
+    return Priced(plain.plan, plain.machine, plain.laid, done, pools=plain.pools)
+
+
 def ours(plain: Priced) -> Priced:
     """A plan as we would run it."""
     return plain
@@ -93,6 +113,7 @@ def ours(plain: Priced) -> Priced:
 
 FRAMEWORKS: Mapping[str, Callable[[Priced], Priced]] = {
     "": ours,
+    "eager": eager,
     "megatron-2021": megatron,
     "deepspeed-2021": deepspeed,
 }

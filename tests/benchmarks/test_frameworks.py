@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import pytest
 from as_megatron import Megatron
-from frameworks import PERSISTENT, DeepSpeed, framed
+from frameworks import PERSISTENT, DeepSpeed, OneByOne, framed
 from published import Run, machine_of, pinned, runs
 
 from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, norm_time, stream_time
+from fourfold.ir.ops import rule_for
 from fourfold.ir.rule import WHOLE
 from fourfold.passes.costs import Costs
+from fourfold.passes.load import load_of
 from fourfold.passes.pipelined import stage_costs
 from fourfold.passes.price import Priced
 
@@ -147,6 +149,21 @@ def test_unfused_attention_is_its_kernels_one_by_one() -> None:
         found = attention_time(flops, 2048, backward=backward, dtype="fp16", device=device, head_dim=head)
         fit = device.attention_backward if backward else device.attention_forward
         assert found - fit.overhead == pytest.approx(products * product + passes * 2 * square / reached)
+
+
+def test_eager_kernels_are_launched_one_by_one() -> None:
+    """Of torchtitan's two runs of one layout, the one that was not compiled takes longer, by what is not fused."""
+    plain, theirs = both(run_of("V1155"))
+    own, found = plain.work["layers.*"].compute, theirs.work["layers.*"].compute
+    assert found["elementwise"].forward > 2 * own["elementwise"].forward
+    assert found["attention"] == own["attention"]
+    layer = plain.plan.graph.blocks["layers.*"]
+    add = next(node for node in reversed(layer.nodes) if node.op.startswith("add"))
+    size, device = 2.0 * plain.plan.capacity * 4096, plain.machine.device
+    priced = OneByOne(plain.plan.graph, plain.machine, plain.machine.crossing((0,)), load_of(plain.plan))
+    one = priced.op(add, rule_for(add, layer.values(), WHOLE), WHOLE, layer)
+    assert one.forward == pytest.approx(device.launch + stream_time(3 * size, device))
+    assert theirs.step.seconds > plain.step.seconds
 
 
 def test_a_run_of_no_named_framework_has_our_price() -> None:
