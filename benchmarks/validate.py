@@ -102,10 +102,11 @@ def gained(theirs: Estimate, alike: Estimate, ours: Estimate) -> dict[str, objec
 
 
 def because(theirs: Estimate, ours: Estimate) -> str:
-    """By how much a step changed, the part that became shorter most, and the next, as shares of the first step."""
+    """By how much a step changed, and the two parts that changed most in its direction, as shares of the first step."""
     a, b = dict(theirs.parts), dict(ours.parts)
-    saved = sorted(((a.get(name, 0.0) - b.get(name, 0.0), name) for name in {*a, *b}), reverse=True)
-    named = ", ".join(f"{name} {-seconds / theirs.step:+.1%}" for seconds, name in saved[:2] if seconds > 0)
+    way = 1.0 if ours.step > theirs.step else -1.0
+    changed = sorted(((way * (b.get(name, 0.0) - a.get(name, 0.0)), name) for name in {*a, *b}), reverse=True)
+    named = ", ".join(f"{name} {way * seconds / theirs.step:+.1%}" for seconds, name in changed[:2] if seconds > 0)
     return f"{ours.step / theirs.step - 1:+.1%}" + (f" ({named})" if named else "")
 
 
