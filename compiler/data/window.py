@@ -1,7 +1,8 @@
-"""Which sequences of a stream make the next batch: as they come, or with the long ones held back until they are many.
+"""Which sequences of a stream make the next batch: as they come, or with the long ones held back until they share one.
 
 A batch with one very long sequence takes as long as that one does, on many ranks, while short ones beside it are soon
-done; with several they share. Source: WLB-LLM's outlier delay (algorithm 1: queues by thresholds, taken when full).
+done; with several they share. Source: WLB-LLM's outlier delay (algorithm 1: queues by thresholds, let out when full);
+where steps can be priced, ours: let out when they must be, with as many others as add least to the step for each token.
 What it costs is the order: a short sequence comes in its turn, a long one later than it stood in the stream: at most
 `patience` batches, and one for each that waited longer and leaves it no room. Each sequence still comes exactly once.
 WLB-LLM takes the delay as the compromise, since packing over many batches raised its loss; here no loss was measured.
@@ -10,7 +11,8 @@ WLB-LLM takes the delay as the compromise, since packing over many batches raise
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +20,17 @@ import numpy as np
 
 from fourfold.hardware.errors import UsageError
 
+Price = Callable[[tuple[int, ...]], float]
+"""Seconds of a step over sequences of these lengths."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delay:
     """How long sequences are held back; without thresholds, which is the default, none is.
 
     thresholds: ascending lengths; longer ones wait in the queue of the highest they exceed. together: how many of a
-    queue are let out at once. patience: batches after which one is let out whatever waits with it. most: sequences
-    that wait in all; one more, and the oldest goes.
+    queue are let out at once, where steps have no price. patience: batches after which one is let out whatever waits
+    with it. most: sequences that wait in all; one more, and the oldest goes.
     """
 
     thresholds: tuple[int, ...] = ()
@@ -62,12 +67,16 @@ class Place:
 class Window:
     """Batches of about `tokens` tokens from sequences whose lengths are `lengths`, in this order: their numbers in it.
 
-    A batch holds no more tokens, unless it is one sequence. The same on every rank, as it follows from the lengths
-    alone. A checkpoint takes it with `program.save(folder, window=window)`.
+    A batch holds no more tokens, unless it is one sequence. It follows from the lengths alone (and from `price`: the
+    seconds of a step over such lengths), so every rank makes the same. A checkpoint takes it with
+    `program.save(folder, window=window)`.
     """
 
-    def __init__(self, lengths: Sequence[int], *, tokens: int, delay: Delay | None = None) -> None:
-        self.lengths, self.tokens, self.delay, self.place = lengths, tokens, delay or Delay(), Place()
+    def __init__(
+        self, lengths: Sequence[int], *, tokens: int, delay: Delay | None = None, price: Price | None = None
+    ) -> None:
+        self.lengths, self.tokens, self.delay, self.price = lengths, tokens, delay or Delay(), price
+        self.place = Place()
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         """From where it is to the end of the stream."""
@@ -89,7 +98,9 @@ class Window:
 
     def _stream(self) -> str:
         """What tells this stream, and how it is dealt, from others."""
-        text = repr((self.tokens, self.delay)).encode() + np.asarray(self.lengths, np.int64).tobytes()
+        text = (
+            repr((self.tokens, self.delay, self.price is None)).encode() + np.asarray(self.lengths, np.int64).tobytes()
+        )
         return hashlib.sha256(text).hexdigest()[:16]
 
     def _next(self) -> tuple[int, ...]:
@@ -120,14 +131,49 @@ class Window:
         self.place = replace(self.place, taken=number + 1, waiting=waiting)
 
     def _let_out(self) -> list[int]:
-        """What no longer waits: first those whose patience is over, then whole queues, the longest first."""
-        now, waiting, delay = self.place.batches, self.place.waiting, self.delay
-        over = [one for one in waiting if now - one.since >= delay.patience or self.place.taken == len(self.lengths)]
-        queues: list[list[Waiting]] = [[] for _ in range(len(delay.thresholds) + 1)]
-        for one in waiting:
-            queues[delay.queue(int(self.lengths[one.sequence]))].append(one)
-        full = [one for queue in reversed(queues) if len(queue) >= delay.together for one in queue[: delay.together]]
-        return self._fitting((*over, *(one for one in full if one not in over)))
+        """What no longer waits: first those whose patience is over, then whole queues or what is worth it."""
+        now, waiting = self.place.batches, self.place.waiting
+        over = tuple(one for one in waiting if now - one.since >= self.delay.patience)
+        if waiting and not over and self.place.taken == len(self.lengths):
+            over = waiting[:1] if self.price else waiting
+        if self.price is None:
+            return self._fitting((*over, *(one for one in self._full() if one not in over)))
+        return self._fitting(self._worth(over, self.price)) if over else []
+
+    def _full(self) -> list[Waiting]:
+        """The oldest of each queue that has enough, the longest first. Source: WLB-LLM."""
+        queues: list[list[Waiting]] = [[] for _ in range(len(self.delay.thresholds) + 1)]
+        for one in self.place.waiting:
+            queues[self.delay.queue(int(self.lengths[one.sequence]))].append(one)
+        together = self.delay.together
+        return [one for queue in reversed(queues) if len(queue) >= together for one in queue[:together]]
+
+    def _worth(self, over: Sequence[Waiting], price: Price) -> Sequence[Waiting]:
+        """Those that must go, and as many of the next oldest as add least to the step for each of their tokens."""
+        order = (*over, *(one for one in self.place.waiting if one not in over))
+        alone = price(short) if (short := self._short(self.tokens)) else 0.0
+        best = (math.inf, len(over))
+        for many in range(1, len(order) + 1):
+            long = tuple(int(self.lengths[one.sequence]) for one in order[:many])
+            if many > 1 and sum(long) > self.tokens:
+                break
+            if many >= len(over):
+                more = price((*long, *self._short(self.tokens - sum(long)))) - alone
+                best = min(best, (more / sum(long), many))
+        return order[: best[1]]
+
+    def _short(self, room: int) -> tuple[int, ...]:
+        """Lengths of the next that do not wait, as far as there is room."""
+        found: list[int] = []
+        for number in range(self.place.taken, len(self.lengths)):
+            length = int(self.lengths[number])
+            if self.delay.queue(length):
+                continue
+            if length > room:
+                break
+            found.append(length)
+            room -= length
+        return tuple(found)
 
     def _fitting(self, wanted: Sequence[Waiting]) -> list[int]:
         """As many, in order, as one batch holds, at least one; they wait no more."""

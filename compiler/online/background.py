@@ -99,7 +99,7 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Ends the processes; what was asked and not answered stays unanswered."""
+        """Ends the processes; what was asked and not answered is lost."""
         self._end()
 
 
@@ -119,6 +119,8 @@ def _work(jobs: SimpleQueue[Job | None], given: bytes, solvers: set[Solver]) -> 
                 solver.end()
             solver = None
             future.set_exception(error if isinstance(error, FourfoldError) else LostSolverError(str(error)))
+    if solver is not None:
+        solver.end()
 
 
 def _settle(future: Future[BatchPlan], answer: Answer) -> None:
@@ -132,7 +134,8 @@ def _settle(future: Future[BatchPlan], answer: Answer) -> None:
 
 def _ended(jobs: SimpleQueue[Job | None], solvers: set[Solver], threads: int) -> None:
     while not jobs.empty():
-        jobs.get()
+        if (job := jobs.get()) is not None:
+            job[1].set_exception(LostSolverError("the background processes were ended"))
     for _ in range(threads):
         jobs.put(None)
     for solver in tuple(solvers):

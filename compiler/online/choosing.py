@@ -86,9 +86,9 @@ class Chooser:
         return batch, origin
 
     def close(self) -> None:
-        """Ends the background processes; they end with this one, too."""
+        """Ends the background processes, which a further hint starts again; they end with this one, too."""
         if "background" in self.__dict__:
-            self.background.close()
+            self.__dict__.pop("background").close()
 
     @cached_property
     def terms(self) -> Terms:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.compiler.data.window import Delay, Window
+from fourfold.compiler.data.window import Delay, Price, Window
 from fourfold.hardware.errors import UsageError
 
 LENGTHS = st.lists(st.one_of(st.integers(1, 100), st.integers(80, 700)), max_size=120)
@@ -21,6 +21,14 @@ DELAYS = st.builds(
     patience=st.integers(1, 6),
     most=st.integers(1, 12),
 )
+
+
+def apart(lengths: tuple[int, ...]) -> float:
+    """Seconds on four ranks that share no sequence, if all goes well."""
+    return max(max(lengths), sum(lengths) / 4)
+
+
+PRICES = st.sampled_from((None, apart))
 TOKENS = st.sampled_from((1, 250, 400, 1500))
 
 
@@ -43,18 +51,24 @@ def test_nothing_waits_unless_it_is_asked_for(lengths: list[int], tokens: int) -
 
 
 @settings(max_examples=300)
-@given(LENGTHS, TOKENS, DELAYS)
-def test_every_sequence_comes_once_and_batches_hold_no_more(lengths: list[int], tokens: int, delay: Delay) -> None:
-    batches = list(Window(lengths, tokens=tokens, delay=delay))
+@given(LENGTHS, TOKENS, DELAYS, PRICES)
+def test_every_sequence_comes_once_and_batches_hold_no_more(
+    lengths: list[int], tokens: int, delay: Delay, price: Price | None
+) -> None:
+    batches = list(Window(lengths, tokens=tokens, delay=delay, price=price))
     assert Counter(i for batch in batches for i in batch) == Counter(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= tokens
 
 
 @settings(max_examples=300)
-@given(LENGTHS, TOKENS, DELAYS)
-def test_order_is_bounded(lengths: list[int], tokens: int, delay: Delay) -> None:
-    window, given_out, taken_in = Window(lengths, tokens=tokens, delay=delay), list[int](), dict[int, int]()
+@given(LENGTHS, TOKENS, DELAYS, PRICES)
+def test_order_is_bounded(lengths: list[int], tokens: int, delay: Delay, price: Price | None) -> None:
+    window, given_out, taken_in = (
+        Window(lengths, tokens=tokens, delay=delay, price=price),
+        list[int](),
+        dict[int, int](),
+    )
     for number, batch in enumerate(window):
         given_out += batch
         taken_in |= dict.fromkeys(range(len(taken_in), window.place.taken), number)
@@ -72,10 +86,12 @@ def test_order_is_bounded(lengths: list[int], tokens: int, delay: Delay) -> None
         assert of_it == sorted(of_it), "each queue, and what never waits, keeps the stream's order"
 
 
-@given(LENGTHS, TOKENS, DELAYS, st.integers(0, 20))
-def test_a_window_goes_on_where_it_was_saved(lengths: list[int], tokens: int, delay: Delay, after: int) -> None:
-    window, again = (Window(lengths, tokens=tokens, delay=delay) for _ in range(2))
-    whole = list(Window(lengths, tokens=tokens, delay=delay))
+@given(LENGTHS, TOKENS, DELAYS, PRICES, st.integers(0, 20))
+def test_a_window_goes_on_where_it_was_saved(
+    lengths: list[int], tokens: int, delay: Delay, price: Price | None, after: int
+) -> None:
+    window, again = (Window(lengths, tokens=tokens, delay=delay, price=price) for _ in range(2))
+    whole = list(Window(lengths, tokens=tokens, delay=delay, price=price))
     begun = list(islice(window, min(after, len(whole))))
     again.load_state_dict(json.loads(json.dumps(window.state_dict())))
     assert begun + list(again) == whole
@@ -89,6 +105,16 @@ def test_long_ones_share_a_batch() -> None:
 
     assert long(Delay()) == [1, 1, 1, 1]
     assert long(Delay((200,), together=2)) == [0, 2, 0, 2]
+
+
+def test_what_is_let_out_is_worth_it() -> None:
+    lengths = [500, *[100] * 7] * 8
+    delay = Delay((200,), patience=5)
+    batches = list(Window(lengths, tokens=2000, delay=delay, price=apart))
+    long = [[lengths[i] for i in batch].count(500) for batch in batches]
+    # Four ranks take four of 500 in the time of one: fewer would leave them idle.
+    assert long == [0, 0, 0, 4, 4]
+    assert sum(apart(tuple(lengths[i] for i in batch)) for batch in batches) == sum(lengths) / 4
 
 
 def test_other_lengths_are_refused() -> None:
