@@ -96,6 +96,7 @@ def chained(draw: st.DrawFn, most: int = 8) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(a, b)) for a, b in pairwise(cuts))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), chained(14), st.integers(1, 4), st.integers(0, 2))
 def test_chunks_keep_their_rules(ranks: int, chains: tuple[tuple[int, ...], ...], retained: int, ahead: int) -> None:
     schedule = state_aware(ranks, chains, retained)
