@@ -33,7 +33,8 @@ def ordered(
     seconds, and seconds `send` of a message. Minimises: the end of the last action.
     Subject to: one action at a time on a rank; forwards from stage to stage and backwards back, `send` later; on a
     stage the chunks of a chain forward in order and backward in reverse; a forward again after the first, a backward
-    after the forward that is kept; from that to the backward's end at most as many at once as state-aware 1F1B has.
+    after the forward that is kept; from that to the backward's end at most as many at once as state-aware 1F1B has;
+    what the keys of several sequences take is not bounded.
     `effort` is deterministic time: the same call gives the same schedule. Never slower than state-aware 1F1B.
     Raises ScheduleError as that does, InfeasibleError where effort ends before anything is found.
     """

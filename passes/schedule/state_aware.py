@@ -13,8 +13,11 @@ def state_aware(ranks: int, chains: Sequence[Sequence[int]], retained: int) -> S
     chains: micro-steps, each in one chain, which is run before the next; a chain of one is a micro-step by itself. The
     chunks before the last `retained` run forward as N, and again right before their backward, under which a pipeline
     waits for the gradient anyhow. A stage holds at most retained + p - 1 - s micro-steps, and runs as many forwards
-    ahead of a backward as 1F1B, if the chain is not longer. Source: ChunkFlow (arXiv 2503.02356), algorithm 2
-    and its 1F1B; here chunks run again in reverse, as gradients of keys need, and a chain's backwards stay together.
+    ahead of a backward as 1F1B, if the chain is not longer. With equal chunks, one chain first, the bubble is that of
+    1F1B; between two chains the pipeline drains in part, as a stage begins the second when it is done with the keys of
+    the first, but for p - 1 - s chunks.
+    Source: ChunkFlow (arXiv 2503.02356), algorithm 2 and its 1F1B; here chunks run again in reverse, as gradients of
+    keys need, and a chain's backwards stay together.
     Raises ScheduleError where micro-steps are not each in one chain, or none is retained.
     """
     steps = [step for chain in chains for step in chain]

@@ -56,11 +56,15 @@ def test_chunks_in_order_beat_the_order_made_by_hand() -> None:
     assert timed(state_aware(4, CHAINS, 1), units(2, 2, 2, 2)).makespan == 44
 
 
-def test_no_order_is_faster() -> None:
-    found = ordered(4, CHAINS, units(2, 2, 2, 2), retained=2)
-    assert found.seconds == 42
-    assert found.bound == pytest.approx(42, abs=1e-3)
-    check(found.schedule, chains=CHAINS)
+@pytest.mark.parametrize(
+    ("chains", "lengths", "least"), [(CHAINS, (2, 2, 2, 2), 42), (((0,), (1,), (2,), (3,)), (4, 1, 2, 1), 53)]
+)
+def test_no_order_is_faster(chains: Sequence[Sequence[int]], lengths: Sequence[float], least: float) -> None:
+    """Proven: of the chunks, 46 by hand; of the whole sequences, published with 56."""
+    found = ordered(4, chains, units(*lengths), retained=2)
+    assert found.seconds == least
+    assert found.bound == pytest.approx(least, abs=1e-3)
+    check(found.schedule, chains=chains)
 
 
 def test_one_stage() -> None:
@@ -75,6 +79,15 @@ def test_whole_micro_steps_are_1f1b() -> None:
         assert state_aware(ranks, [[step] for step in range(count)], 3) == one_f_one_b(ranks, count)
 
 
+def test_a_chain_before_whole_micro_steps_has_the_bubble_of_1f1b() -> None:
+    """(p - 1) (F + B), whatever is dropped."""
+    for ranks, kept, chunks, whole in product(range(1, 6), (1, 2, 4), range(1, 8), range(6)):
+        chains = (tuple(range(chunks)), *((chunks + more,) for more in range(whole)))
+        found = timed(state_aware(ranks, chains, kept), {(s, k): t for s in range(5) for k, t in (("F", 1), ("B", 2))})
+        assert found.busy[0] == 3 * (chunks + whole) + max(0, chunks - kept)
+        assert found.bubbles[0] == 3 * (ranks - 1), (ranks, kept, chunks, whole)
+
+
 @st.composite
 def chained(draw: st.DrawFn, most: int = 8) -> tuple[tuple[int, ...], ...]:
     """Some micro-steps, cut into chains at some of them."""
@@ -83,6 +96,7 @@ def chained(draw: st.DrawFn, most: int = 8) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(a, b)) for a, b in pairwise(cuts))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), chained(14), st.integers(1, 4), st.integers(0, 2))
 def test_chunks_keep_their_rules(ranks: int, chains: tuple[tuple[int, ...], ...], retained: int, ahead: int) -> None:
     schedule = state_aware(ranks, chains, retained)
