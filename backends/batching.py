@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fourfold.backends import placing
 from fourfold.backends.aside import moved
-from fourfold.backends.placing import Part, Turn
+from fourfold.backends.lazy import Part
+from fourfold.backends.placing import Turn
 from fourfold.backends.sequences import IGNORED, Document
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.batch import Piece, Team
@@ -95,11 +97,15 @@ class Packed:
         return Packed(moved[0], moved[1], moved[2], moved[3], self.lengths)
 
 
+Documents = Sequence[Document] | Mapping[int, Part]
+"""Sequences of a batch by their place: whole, or what was read of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Portion:
     """What one rank runs at once: a turn, and the documents of the batch."""
 
-    documents: Sequence[Document]
+    documents: Documents
     turn: Turn
 
     def packed(self, *, bucket: int, device: torch.device) -> Packed:
@@ -116,7 +122,7 @@ def dealt_turns(lengths: Sequence[int], plan: Plan, pool_rank: int) -> tuple[Tur
     found = []
     for step, micro in enumerate(dealt(lengths, ranks=mesh.dp, capacity=plan.capacity * mesh.sp)[first // mesh.sp]):
         pieces = tuple(Piece(i, 0, lengths[i], step, ranks, method) for i in micro.documents)
-        part = Part(Team(step, ranks, method, pieces, how.layout, how.ulysses), pool_rank - first)
+        part = placing.Part(Team(step, ranks, method, pieces, how.layout, how.ulysses), pool_rank - first)
         most = max(shard.tokens for shard in part.shards)
         found.append(Turn(pool_rank, step, (part,) if pieces else (), most=most))
     return tuple(found)
@@ -133,7 +139,7 @@ def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Pack
     return filled(docs, held, bucket=bucket, device=device)
 
 
-def filled(docs: Sequence[Document], held: Shard, *, bucket: int, device: torch.device, most: int = 0) -> Packed:
+def filled(docs: Documents, held: Shard, *, bucket: int, device: torch.device, most: int = 0) -> Packed:
     """The tokens of the documents that one rank holds, padded to a whole bucket, and as far as `most` tokens are."""
     total, size = held.tokens, padded(max(most, held.tokens), bucket)
     tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)

@@ -13,19 +13,19 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.optim import Optimizer
 
 from fourfold.backends import batching, checkpoint, pretrained, pretrained_save, weights
-from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
 from fourfold.backends.batching import Portion
 from fourfold.backends.checkpoint import Contents
 from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
+from fourfold.backends.given import given
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
 from fourfold.backends.lost import reachable
 from fourfold.backends.placing import Turn, turns
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
-from fourfold.backends.sequences import Document, limits_of
+from fourfold.backends.sequences import limits_of
 from fourfold.backends.sharding import Sharding
 from fourfold.backends.step import Step
 from fourfold.backends.teams import queues
@@ -60,8 +60,12 @@ Schedules = Callable[[int], Schedule]
 class Placement(Protocol):
     """Who places each batch on the pool and orders what a rank runs of it; made by the compiler, for `Program`."""
 
-    def place(self, lengths: tuple[int, ...]) -> BatchPlan:
-        """The placement of sequences of these lengths, the same on every rank: a collective."""
+    def ahead(self, lengths: Sequence[int]) -> None:
+        """A hint of a batch to come."""
+        ...
+
+    def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
+        """The placement of sequences of these lengths in this step, the same on every rank: a collective."""
         ...
 
     def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
@@ -206,14 +210,20 @@ class Program:
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
 
-        batch: sequences of any lengths, the same list on every rank (see sequences.documents). Returns the loss: summed
-        over supervised targets, divided by their weight in the whole batch. Raises UsageError for an empty batch or a
-        sequence too long, RunError when ranks pass different batches.
+        batch: sequences of any lengths, the same list on every rank (see sequences.documents), or a source of which
+        each rank reads its part (see lazy.Source). Returns the loss: summed over supervised targets, divided by their
+        weight in the whole batch. Raises UsageError for an empty batch or a sequence too long, RunError when ranks
+        pass different batches; with a placement, InfeasibleError for a sequence that it has no room for.
         """
         with reachable(f"step {self.steps_done + 1}", self.timeout):
             loss = self._run(batch, backward=True)
         self.steps_done += 1
         return loss
+
+    def ahead(self, lengths: Sequence[int]) -> None:
+        """A hint of the lengths of a batch to come, so that it can be placed while others train. No collective."""
+        if self.placement is not None:
+            self.placement.ahead(lengths)
 
     @torch.no_grad()
     def evaluate(self, batch: Sequence[Any]) -> float:
@@ -229,17 +239,18 @@ class Program:
 
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
         self._require_weights()
-        docs = agreed(batch, self.limits, self.aside)
-        own, schedule = self._turns(tuple(len(d) for d in docs))
-        mine = tuple(Portion(docs, turn) for turn in own)
-        total = self._divisor(docs, mine)
+        found = given(batch, self.limits, self.aside)
+        own, schedule = self._turns(found.lengths)
+        documents = found.documents(own)
+        mine = tuple(Portion(documents, turn) for turn in own)
+        total = found.weight if self.engine.user_loss is None else self._counted(mine)
         place = (self.seed, self.steps_done)
         scale = 1.0 / total if total else 0.0
         apart = self.placement is not None and self.plan.zero < 2 and self.plan.mesh.pool > 1
         step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward, apart)
         loss = step.run(schedule)
-        self.tokens_seen += sum(len(d) for d in docs) if backward else 0
-        self.sequences_seen += len(docs) if backward else 0
+        self.tokens_seen += sum(found.lengths) if backward else 0
+        self.sequences_seen += len(found.lengths) if backward else 0
         return loss / (1 if self.engine.loss_is_partial else self.ranks.tensor.size)
 
     def _turns(self, lengths: tuple[int, ...]) -> tuple[tuple[Turn, ...], Schedule]:
@@ -248,13 +259,11 @@ class Program:
         if self.placement is None:
             dealt = batching.dealt_turns(lengths, self.plan, rank)
             return dealt, self.schedule(len(dealt))
-        placed = self.placement.place(lengths)
+        placed = self.placement.place(lengths, self.steps_done)
         return turns(placed, rank, every=self.plan.zero > 1), self.placement.schedule(placed, rank)
 
-    def _divisor(self, docs: Sequence[Document], mine: Sequence[Portion]) -> float:
-        """What the summed loss of the whole batch is divided by; known before the first backward."""
-        if self.engine.user_loss is None:
-            return float(sum(float(d.weights.double().sum()) for d in docs))
+    def _counted(self, mine: Sequence[Portion]) -> float:
+        """What the user's loss counts in the whole batch; known before the first backward."""
         bucket, device = self.plan.bucket, self.ranks.device
         counts = [self.engine.counted(portion.packed(bucket=bucket, device=device)) for portion in mine]
         shared = self.ranks.tensor.size * self.plan.mesh.pp

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from fourfold.backends.aside import Aside
 from fourfold.compiler.online import telling
 from fourfold.compiler.online.choosing import ORIGINS, Chooser, Online
-from fourfold.compiler.schedules import Scheduled
-from fourfold.hardware.errors import FourfoldError, RunError, UsageError
+from fourfold.compiler.schedules import ordered
+from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
@@ -21,11 +21,11 @@ from fourfold.passes.batch.timing import timed
 class Placer:
     """Placements of the batches of one program. `place` and `learn` are collectives.
 
-    `counts` has, on every rank, how many placements came from where (ORIGINS). zero: of the static plan.
+    `counts` has, on every rank, how many placements came from where (ORIGINS). orders: what a rank runs of one.
     """
 
-    def __init__(self, chooser: Chooser, schedules: Callable[[int], Schedule], zero: int) -> None:
-        self.chooser, self.schedules, self.zero = chooser, schedules, zero
+    def __init__(self, chooser: Chooser, orders: Callable[[BatchPlan, int], Schedule]) -> None:
+        self.chooser, self.orders = chooser, orders
         self.counts: Counter[str] = Counter(dict.fromkeys(ORIGINS, 0))
         self.placed = 0
         self._last: BatchPlan | None = None
@@ -33,7 +33,7 @@ class Placer:
     @classmethod
     def of(cls, plan: Plan, online: Online | None = None) -> Placer:
         """For a static plan, whose terms rank 0 works out when they are first needed. Raises UsageError."""
-        return cls(Chooser(online or Online(), lambda: terms_of(plan)), Scheduled.of(plan), plan.zero)
+        return cls(Chooser(online or Online(), lambda: terms_of(plan)), partial(ordered, plan))
 
     def ahead(self, lengths: Sequence[int]) -> None:
         """A hint of a batch to come: rank 0 has it placed in the background, the others pass over it."""
@@ -58,14 +58,9 @@ class Placer:
     def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
         """The order in which the line of stages of a rank of the pool runs its micro-steps.
 
-        At least one, which may be empty; as many on all ranks where each gathers or reduces (ZeRO 2 and 3). Raises
-        UsageError for a sequence cut into chunks, whose backwards go the other way.
+        Raises UsageError for chunks where a rank holds several stages.
         """
-        cut = next((piece for piece in batch.pieces if piece.tokens < batch.lengths[piece.sequence]), None)
-        if cut is not None:
-            raise UsageError(f"{cut} is a chunk of {batch.lengths[cut.sequence]} tokens: programs run whole sequences")
-        own = batch.micro_steps if self.zero > 1 else sum(1 for _ in batch.of(rank))
-        return self.schedules(max(1, own))
+        return self.orders(batch, rank)
 
     def learn(self, place: int, busy: float) -> None:
         """Takes note of the seconds that this process, at `place` in the pool, computed for the batch placed last."""

@@ -14,7 +14,7 @@ import torch
 
 import fourfold as ff
 from fourfold.backends import lazy
-from fourfold.backends.batching import share
+from fourfold.backends.batching import filled
 from fourfold.backends.processes import run
 from fourfold.backends.sequences import Limits
 from fourfold.compiler.data.price import Predicted, predicted
@@ -42,7 +42,7 @@ def seen(rank: int, plan: Plan, folder: Path, window: list[tuple[int, ...]]) -> 
         for team in (team for _, teams in placed.of(rank) for team in teams):
             docs: Any = [parts[piece.sequence] for piece in team.pieces]
             shard = team.shards()[team.ranks.index(rank)]
-            packed = share(docs, team.shards(), team.ranks.index(rank), bucket=1, device=torch.device("cpu"))
+            packed = filled(docs, shard, bucket=1, device=torch.device("cpu"))
             which = [
                 batch.sequences[team.pieces[run.document].sequence] for run in shard.runs for _ in range(run.count)
             ]
