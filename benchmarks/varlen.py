@@ -51,9 +51,12 @@ class Placed:
     batch: BatchPlan | None = None
     orders: Sequence[str] = ()
 
-    def place(self, lengths: tuple[int, ...]) -> BatchPlan:
+    def ahead(self, lengths: Sequence[int]) -> None:
+        """Nothing is left to be placed."""
+
+    def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         """The one that was set."""
-        assert self.batch is not None and lengths == self.batch.lengths
+        assert self.batch is not None and tuple(lengths) == self.batch.lengths
         return self.batch
 
     def schedule(self, batch: BatchPlan, rank: int) -> Schedule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +33,14 @@ class Fixed:
     plan: BatchPlan
     order: str = ""
 
-    def place(self, lengths: tuple[int, ...]) -> BatchPlan:
+    def ahead(self, lengths: Sequence[int]) -> None:
+        raise AssertionError("nobody hints")
+
+    def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         assert lengths == self.plan.lengths
         return self.plan
 
-    def schedule(self, batch: BatchPlan, rank: int, every: bool = False) -> Schedule:
+    def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
         if self.order:
             return Schedule.parse(self.order)
         return in_turn(max(1, len(list(batch.of(rank)))))
@@ -47,7 +50,7 @@ class Fixed:
 class InStep(Fixed):
     """All ranks go through all micro-steps."""
 
-    def schedule(self, batch: BatchPlan, rank: int, every: bool = False) -> Schedule:
+    def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
         return in_turn(batch.micro_steps)
 
 

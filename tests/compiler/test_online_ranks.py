@@ -17,7 +17,7 @@ from fourfold.compiler.online.choosing import Chooser, Online
 from fourfold.compiler.online.log import as_text
 from fourfold.compiler.online.paces import Paces
 from fourfold.compiler.online.placer import Placer
-from fourfold.hardware.errors import FourfoldError, UsageError
+from fourfold.hardware.errors import FourfoldError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.orders import schedule_of
