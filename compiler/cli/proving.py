@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,8 +42,7 @@ def verify(
     if numbers not in DTYPES:
         raise UsageError(f"--precision {numbers!r}: verify runs in {' or '.join(DTYPES)}")
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
-    ranks = processes or int(pins.get("dp", 1)) * int(pins.get("tp", 1))
-    ranks = ranks if pins or processes else RANKS
+    ranks = processes or ranks_of(pins)
     module = model_of(model, changed, small=not (plan or hardware))
     chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
     from fourfold.compiler.verify import verify as prove
@@ -53,6 +54,14 @@ def verify(
         print(report)
     if not report.passed:
         raise typer.Exit(RunError.exit_code)
+
+
+def ranks_of(pins: Mapping[str, str | int]) -> int:
+    """The ranks that the pinned degrees ask for; RANKS where no degree is pinned. Raises UsageError."""
+    from fourfold.passes.pins import DEGREES, number
+
+    degrees = [number(pins, axis) for axis in DEGREES]
+    return math.prod(degree or 1 for degree in degrees) if any(degrees) else RANKS
 
 
 def _planned(module: nn.Module, hardware: str, pins: Any) -> Plan:
