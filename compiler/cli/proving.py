@@ -44,7 +44,7 @@ def verify(
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
     ranks = processes or ranks_of(pins)
     module = model_of(model, changed, small=not (plan or hardware))
-    chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
+    chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins, numbers)
     from fourfold.compiler.verify import verify as prove
 
     report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
@@ -64,8 +64,8 @@ def ranks_of(pins: Mapping[str, str | int]) -> int:
     return math.prod(degree or 1 for degree in degrees) if any(degrees) else RANKS
 
 
-def _planned(module: nn.Module, hardware: str, pins: Any) -> Plan:
+def _planned(module: nn.Module, hardware: str, pins: Any, numbers: str) -> Plan:
     from fourfold.ir.workload import Workload
 
     workload = Workload.fixed(length=LENGTH, sequences=SEQUENCES)
-    return planned(module, workload, machine_of(hardware, None), pins=pins, word="fp32").plan
+    return planned(module, workload, machine_of(hardware, None), pins=pins, word=numbers).plan
