@@ -44,7 +44,11 @@ def verify(
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
     ranks = processes or ranks_of(pins)
     module = model_of(model, changed, small=not (plan or hardware))
-    chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins, numbers)
+    chosen = (
+        _given(plan, module, same=not changed)
+        if plan
+        else _planned(module, hardware or f"cpu-gloo@{ranks}", pins, numbers)
+    )
     from fourfold.compiler.verify import verify as prove
 
     report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
@@ -62,6 +66,16 @@ def ranks_of(pins: Mapping[str, str | int]) -> int:
 
     degrees = [number(pins, axis) for axis in DEGREES]
     return math.prod(degree or 1 for degree in degrees) if any(degrees) else RANKS
+
+
+def _given(file: str, module: nn.Module, *, same: bool) -> Plan:
+    """The plan in a file. Raises ModelError when it is for another model (not asked of one changed by --set)."""
+    from fourfold.compiler import api
+
+    chosen = saved(file)
+    if same:
+        api.graph_for(module, chosen)
+    return chosen
 
 
 def _planned(module: nn.Module, hardware: str, pins: Any, numbers: str) -> Plan:

@@ -66,6 +66,8 @@ def run(
     from fourfold.compiler.corpus import read_corpus
 
     _refuse_torchrun()
+    if not 0.0 < rate < float("inf"):
+        raise UsageError(f"--lr {rate:g} is no learning rate: give a number above 0")
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus, module = read_corpus(data, length=window), model_of(model, changed)
