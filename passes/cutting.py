@@ -264,8 +264,7 @@ def _id(block: Block, name: str) -> str:
 
 
 def _pin_error(pin: str, node: Node, block: Block, found: tuple[Rule, ...], n: int) -> str:
-    # Labels that a rule names with # stand for dims it never cuts.
-    sizes = {k: v for rule in found for k, v in rule.sizes.items() if not k.startswith("#")}
+    sizes = {k: v for rule in found for k, v in rule.sizes.items()}
     where = f"{block.name}.{node.name}"
     if pin not in sizes:
         return f"{where} has no label {pin!r} to cut; it has {', '.join(k for k in sizes)}"
