@@ -155,4 +155,4 @@ def test_schedules_count_the_micro_steps_of_a_rank() -> None:
     in_step = [placer(0, Online(), zero=3).schedule(batch, rank).micro_steps for rank in range(3)]
     assert (counts, in_step) == ([2, 1, 1], [3, 3, 3])
     cut = replace(batch, lengths=(9, 9, 10), pieces=(*pieces, Piece(2, 9, 10, 3, (1,))))
-    assert str(placer(0, Online()).schedule(cut, 0)).split()[0] == "0N0"
+    assert str(placer(0, Online()).schedule(cut, 1)) == "0N0 0F1 0B1 0F0 0B0"
