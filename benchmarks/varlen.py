@@ -54,6 +54,9 @@ class Placed:
     def ahead(self, lengths: Sequence[int]) -> None:
         """Nothing is left to be placed."""
 
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        """Placements are made."""
+
     def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         """The one that was set."""
         assert self.batch is not None and tuple(lengths) == self.batch.lengths

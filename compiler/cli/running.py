@@ -49,6 +49,7 @@ def run(
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="Text, .jsonl, a folder, or pydoc.")] = "pydoc",
     plan: Annotated[str | None, typer.Option("--plan", metavar="FILE", help="Run this plan.")] = None,
     processes: Annotated[int | None, typer.Option("--nproc", min=1, help="Processes: the machine's ranks.")] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME", help="Place each batch by it: auto, ...")] = "",
     pin: options.Pins = None,
     override: options.Overrides = None,
     numbers: options.Precision = None,
@@ -65,7 +66,7 @@ def run(
     """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
     from fourfold.compiler.corpus import read_corpus
 
-    _refuse(rate)
+    _refuse(rate, policy)
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus, module = read_corpus(data, length=window), model_of(model, changed)
@@ -86,18 +87,24 @@ def run(
         keep=save or every > 0,
         every=every,
         resume=resume,
+        policy=policy,
     )
     label = f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     report = trained(folder_of(runs, name or label), job, chosen, quiet=as_json)
     dump(report) if as_json else show([section(report)])
 
 
-def _refuse(rate: float) -> None:
-    """Raises UsageError for what no run can be started with: torchrun around it, a learning rate that is none."""
+def _refuse(rate: float, policy: str) -> None:
+    """Raises UsageError for what no run can be started with: torchrun around it, a learning rate or policy that is
+    none."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
     if not 0.0 < rate < float("inf"):
         raise UsageError(f"--lr {rate:g} is no learning rate: give a number above 0")
+    if policy:
+        from fourfold.compiler.online.choosing import named
+
+        named(policy)
 
 
 def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
