@@ -68,11 +68,10 @@ def run(
 
     _refuse(rate, policy)
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
-    changed = values.pairs(override or (), "--set")
-    corpus, module = read_corpus(data, length=window), model_of(model, changed)
+    changed, corpus = values.pairs(override or (), "--set"), read_corpus(data, length=window)
+    module = model_of(model, changed)
     workload = corpus.workload(tokens=tokens, seed=seed)
-    wish = Wish(hardware, processes, tuple(pin or ()), numbers)
-    chosen = _given(plan, module, wish) if plan else _decided(module, workload, wish)
+    chosen = _chosen(plan, module, workload, Wish(hardware, processes, tuple(pin or ()), numbers))
     job = Job(
         model=model,
         data=data,
@@ -89,9 +88,18 @@ def run(
         resume=resume,
         policy=policy,
     )
-    label = f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report = trained(folder_of(runs, name or label), job, chosen, quiet=as_json)
+    report = trained(folder_of(runs, name or _label(model)), job, chosen, quiet=as_json)
     dump(report) if as_json else show([section(report)])
+
+
+def _label(model: str) -> str:
+    """The name of a run that was given none."""
+    return f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _chosen(file: str | None, module: nn.Module, workload: Workload, wish: Wish) -> Plan:
+    """The plan in a file, or the planner's."""
+    return _given(file, module, wish) if file else _decided(module, workload, wish)
 
 
 def _refuse(rate: float, policy: str) -> None:
