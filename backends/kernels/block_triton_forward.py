@@ -30,7 +30,7 @@ def forward_kernel(
     KEYS: tl.constexpr,
     FRESH: tl.constexpr,
 ) -> None:
-    """Adds the keys of the spans to out and lse, in place, or (FRESH) writes both; rows that see none are left alone."""
+    """Adds the keys of the spans to out and lse, in place, or (FRESH) writes both; rows that see none are kept."""
     start, low, left, full, steps = job(jobs)
     head = tl.program_id(1)
     row, column = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
