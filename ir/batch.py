@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fourfold.hardware.errors import UsageError
-from fourfold.ir.sequence.tokens import Shard, laid, shifted
+from fourfold.ir.sequence.tokens import Shard, laid, shifted, zigzag_tokens
 from fourfold.ir.serial import from_plain, to_json
 
 SCHEMA = "fourfold.batch/1"
@@ -90,10 +90,13 @@ class Team:
         return tuple(shifted(one, starts) for one in held) if any(starts) else held
 
     def held(self) -> dict[int, int]:
-        """Tokens of each rank."""
-        if len(self.ranks) == 1:
-            return {self.ranks[0]: self.tokens}
-        return {rank: shard.tokens for rank, shard in zip(self.ranks, self.shards(), strict=True)}
+        """Tokens of each rank: those of its shard."""
+        n, total = len(self.ranks), self.tokens
+        if n == 1:
+            return {self.ranks[0]: total}
+        if self.method == "ulysses":
+            return {rank: total * (i + 1) // n - total * i // n for i, rank in enumerate(self.ranks)}
+        return dict(zip(self.ranks, zigzag_tokens([piece.tokens for piece in self.pieces], n), strict=True))
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _longest(batch: BatchPlan) -> Section:
 def _explained(batch: BatchPlan, terms: Terms, sequence: int) -> Section:
     """Where one sequence runs, and what it would take on other numbers of ranks."""
     from fourfold.ir.batch import spans
-    from fourfold.passes.batch.timing import worth
+    from fourfold.passes.batch.bounding import worth
 
     length = batch.lengths[sequence]
     rows = [

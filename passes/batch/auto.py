@@ -9,13 +9,14 @@ import numpy as np
 
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
+from fourfold.passes.batch.bounding import bound, worth
 from fourfold.passes.batch.bytescale import bytescale
 from fourfold.passes.batch.gangs import neighbours
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.refusal import require
 from fourfold.passes.batch.static_cp import homogeneous
 from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import bound, timed, worth
+from fourfold.passes.batch.timing import timed
 
 SPENT = (0.0, 0.02, 0.05, 0.1, 0.25)
 """More work of all ranks than a sequence's least, spent on more ranks: they take it a shorter time."""

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log
 
+from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_time
 from fourfold.hardware.topology import Machine
 from fourfold.ir.batch_rules import Bounds
 from fourfold.ir.graph import Block, Node
 from fourfold.ir.mesh import Mesh
-from fourfold.ir.plan import Plan, Sharing
-from fourfold.passes.load import Load
+from fourfold.ir.plan import SIZES, Plan, Sharing
+from fourfold.passes.load import Load, load_of
 from fourfold.passes.price import Priced, priced, seconds_of
 from fourfold.passes.seconds import Seconds
 from fourfold.passes.shared import RATES, Shared
@@ -49,7 +50,9 @@ class Terms:
 
     fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
-    many lie in one node.
+    many lie in one node. forward: the share of `linear` that is a first forward. kept: bytes that a token keeps for its
+    backward. host: bytes a second to the host's memory. hidden: bytes of a token's hidden state. stages: ranks of a
+    line of pipeline stages, of which the slowest runs the share `slowest` of a micro-step.
     """
 
     machine: Machine
@@ -61,12 +64,42 @@ class Terms:
     once: float
     layers: tuple[Layer, ...]
     travel: str
+    forward: float = 1 / 3
+    kept: float = 0.0
+    host: float = 0.0
+    hidden: float = 0.0
+    stages: int = 1
+    slowest: float = 1.0
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
 
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
-        return sum(layer.calls * self._alone(layer, length) for layer in self.layers)
+        key = ("whole", 1, length)
+        if key not in self._known:
+            self._known[key] = sum(layer.calls * self._alone(layer, length) for layer in self.layers)
+        return self._known[key]
+
+    @cached_property
+    def attends(self) -> float:
+        """The share of attention that is a first forward, in a document that fills a rank."""
+        length = self.bounds.capacity
+        first = sum(layer.calls * self._passes(layer, length)[0] for layer in self.layers)
+        return first / max(LEAST, self.alone(length))
+
+    def moved(self, tokens: int, nodes: int) -> float:
+        """Seconds in which a rank sends so many tokens to others, or takes them, on as many nodes: around each
+        attention, in and out, forward and backward."""
+        links, known, group = self.machine.group(2, nodes), self.machine.calibration, self.machine.group
+        once = collective_time("send_recv", tokens * self.hidden, links, calibration=known, group=group)
+        return 2 * once * sum(layer.calls * (1.0 + layer.forwards) for layer in self.layers)
+
+    def exposed(self, share: float, tokens: int, seconds: float) -> float:
+        """Seconds by which a micro-step of `seconds` waits for a share of what it keeps to go to the host, and back."""
+        if not share:
+            return 0.0
+        copying, first = share * tokens * self.kept / self.host, self.forward * seconds
+        return max(0.0, copying - first) + max(0.0, copying - (seconds - first))
 
     def shared(self, length: int, ranks: int, method: str) -> float:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
@@ -111,19 +144,19 @@ class Terms:
         return (layer.forwards * forward + backward) / many
 
     def _alone(self, layer: Layer, length: int) -> float:
+        forward, backward = self._passes(layer, length)
+        return layer.forwards * forward + backward
+
+    def _passes(self, layer: Layer, length: int) -> tuple[float, float]:
+        """Seconds of one forward and one backward over a document on one rank, launches left out."""
         heads, device = layer.heads, self.machine.device
         pairs = length * (length + 1) / 2 if heads.causal else float(length) * length
-        flops = 4.0 * heads.heads * heads.width * pairs
-        total = 0.0
-        for times, backward, fit in (
-            (layer.forwards, False, device.attention_forward),
-            (1.0, True, device.attention_backward),
-        ):
-            time = attention_time(
-                flops, length, backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=heads.width
-            )
-            total += times * (time - fit.overhead)
-        return total
+        flops, dtype = 4.0 * heads.heads * heads.width * pairs, RATES[heads.dtype]
+        forward, backward = (
+            attention_time(flops, length, backward=b, dtype=dtype, device=device, head_dim=heads.width)
+            for b in (False, True)
+        )
+        return forward - device.attention_forward.overhead, backward - device.attention_backward.overhead
 
 
 @dataclass(frozen=True)
@@ -133,13 +166,50 @@ class Rank:
     plan: Plan
     priced: Priced
 
-    def micro_step(self, tokens: int) -> float:
-        """Seconds of all calls for so many tokens, attention left out but for its launches."""
+    def micro_step(self, tokens: int) -> tuple[float, float]:
+        """Seconds of all calls for so many tokens, attention left out but for its launches; those of a first forward."""
         load = Load(tokens, 0.0, 1.0, tokens)
         seconds = replace(self.seconds, load=load, shared=None)
         found = {name: work(laid, seconds) for name, laid in self.priced.laid.blocks.items()}
         priced = replace(self.priced, work=found, known={})
-        return sum(call.path for call in priced.calls)
+        calls = priced.calls
+        return sum(c.path for c in calls), sum(c.compute.forward + c.tensor.forward for c in calls)
+
+    @property
+    def kept(self) -> float:
+        """Bytes that a token keeps for its backward, on the rank that keeps most."""
+        line = self.priced.fullest
+        return line.kept[0] / line.in_flight / load_of(self.plan).fullest
+
+    @property
+    def state(self) -> float:
+        """Bytes of a token's keys and values, and of the sums of their gradients in float32, on that rank."""
+        total = 0.0
+        for call in self.priced.fullest.calls:
+            block = self.plan.graph.blocks[self.plan.graph.calls[call].block]
+            each = [self._heads(node, block) for node in block.nodes if node.op == "attention"]
+            total += sum(2.0 * one.kv_heads * one.width * (SIZES[one.dtype] + 4.0) for one in each)
+        return total
+
+    @property
+    def spare(self) -> float:
+        """The share that may wait in the host's memory: of all layers but two. Source: ByteScale, equation 3."""
+        graph = self.plan.graph
+        blocks = [graph.blocks[graph.calls[call].block] for call in self.priced.fullest.calls]
+        layers = sum(any(node.op == "attention" for node in block.nodes) for block in blocks)
+        return max(0.0, (layers - 2) / max(1, layers))
+
+    @property
+    def hidden(self) -> float:
+        """Bytes of a token's hidden state: what goes from layer to layer."""
+        widths = [
+            value.shape[-1] * SIZES[value.dtype]
+            for block in self.plan.graph.blocks.values()
+            if any(node.op == "attention" for node in block.nodes)
+            for value in block.inputs.values()
+            if value.grad
+        ]
+        return float(max(widths, default=0))
 
     @cached_property
     def seconds(self) -> Seconds:
@@ -163,23 +233,40 @@ class Rank:
 
 
 def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
-    """The terms of a static plan; its own machine unless another is given. A pipeline counts as one rank as long."""
+    """The terms of a static plan; its own machine unless another is given. What is waited for on the tensor axis is
+    part of a micro-step, what is waited for on the pool of the step."""
     machine = machine or Machine.from_snapshot(plan.machine)
     whole = priced(plan, machine)
     rank = Rank(plan, whole)
     few, many = plan.bucket, max(2 * plan.bucket, plan.capacity)
-    first, second = rank.micro_step(few), rank.micro_step(many)
+    (first, _), (second, forward) = rank.micro_step(few), rank.micro_step(many)
     linear = max(0.0, (second - first) / (many - few))
-    layers = rank.layers
-    pool = plan.mesh.group("pool")
+    layers, host = rank.layers, min(group.node.host_link or 0.0 for group in machine.groups)
+    spare = rank.spare if host else 0.0
+    heads = min(layer.heads.heads for layer in layers)
+    paths = [sum(whole.calls[i].path for i in line.calls) for line in whole.lines]
     return Terms(
         machine=machine,
-        bounds=Bounds(plan.mesh.pool, plan.capacity, plan.zero, min(layer.heads.heads for layer in layers)),
+        bounds=Bounds(plan.mesh.pool, plan.capacity, plan.zero, heads, rank.state / rank.kept, spare),
         tensor=plan.mesh.tp,
-        node=sum(one < machine.node_size for one in pool),
+        node=sum(one < machine.node_size for one in plan.mesh.group("pool")),
         fixed=max(0.0, first - linear * few),
         linear=linear,
-        once=whole.optimizer + whole.talk + whole.step.exposed,
+        once=whole.optimizer + whole.talk + max(0.0, whole.step.exposed - _crossing(whole)),
         layers=layers,
         travel=plan.sharing.travel,
+        forward=forward / second,
+        kept=rank.kept,
+        host=host,
+        hidden=rank.hidden,
+        stages=plan.mesh.pp,
+        slowest=max(paths) / sum(paths),
     )
+
+
+def _crossing(whole: Priced) -> float:
+    """Seconds of a step that its `exposed` counts though they are on the tensor axis: those of one stage's do."""
+    if whole.plan.mesh.pp > 1:
+        return 0.0
+    each = (c.tensor.forward + c.tensor.backward + c.replay.communication for c in whole.calls)
+    return whole.plan.micro_steps * sum(each)

@@ -1,16 +1,16 @@
-"""Seconds of a step under a batch plan, and the seconds that no placement can go below."""
+"""Seconds of a step under a batch plan: all policies are priced here, whatever they place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fourfold.ir.batch import BatchPlan, Team
-from fourfold.passes.batch.refusal import SLACK, room
-from fourfold.passes.batch.terms import Terms
+import numpy as np
 
-TILE = 128
-"""Queries that attention kernels take at once: ranks with fewer gain nothing."""
+from fourfold.ir.batch import BatchPlan, Move, Piece, Team
+from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,78 +32,142 @@ class Timing:
         return self.seconds / self.bound - 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class MicroStep:
+    """One micro-step: seconds of attention and of regions on every rank, zero where it runs nothing; who waits for whom.
+
+    `joined`: places of ranks in groups that wait for each other. `moving`: seconds of a remap, where there is one.
+    """
+
+    attention: np.ndarray
+    regions: np.ndarray
+    joined: tuple[np.ndarray, ...]
+    moving: np.ndarray | None = None
+
+    @property
+    def own(self) -> np.ndarray:
+        """Seconds of each rank, waiting for others inside an attention only where tokens are moved around it."""
+        if self.moving is None:
+            return self.attention + self.regions
+        found = self.attention + self.regions + self.moving
+        for ranks in self.joined:
+            if self.moving[ranks].any():
+                found[ranks] = sum(part[ranks].max() for part in (self.attention, self.regions, self.moving))
+        return found
+
+
 def timed(batch: BatchPlan, terms: Terms) -> Timing:
-    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all."""
-    clock, busy = [0.0] * batch.ranks, [0.0] * batch.ranks
-    for step, teams in _steps(batch).items():
-        own: dict[int, float] = {}
-        for team in teams:
-            seconds = attention(team, terms)
-            for rank in team.ranks:
-                own[rank] = own.get(rank, 0.0) + seconds
-        for rank in own:
-            own[rank] += terms.fixed + terms.linear * batch.held[rank, step]
-            busy[rank] += own[rank]
-        together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
-        for ranks in together:
-            end = max(clock[r] for r in ranks) + max(own.get(r, 0.0) for r in ranks)
-            for rank in ranks:
-                clock[rank] = end
-    return Timing(terms.once + max(clock), tuple(busy), terms.once + bound(batch.lengths, terms))
+    """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all.
+
+    A line of p stages takes its rank's micro-steps one after the other at the pace of its slowest stage, and p - 1
+    times the longest of them to fill and to drain: exact for equal ones (1F1B), near it for others.
+    """
+    clock, busy, longest = (np.zeros(batch.ranks) for _ in range(3))
+    for step in micro_steps(batch, terms):
+        own = step.own
+        busy += own
+        for ranks in [np.arange(batch.ranks)] if terms.bounds.zero > 1 else step.joined:
+            clock[ranks] = clock[ranks].max() + own[ranks].max()
+            longest[ranks] = np.maximum(longest[ranks], own[ranks].max())
+        if terms.bounds.zero < 2:
+            alone = np.ones(batch.ranks, dtype=bool)
+            for ranks in step.joined:
+                alone[ranks] = False
+            clock[alone] += own[alone]
+            longest[alone] = np.maximum(longest[alone], own[alone])
+    least = bound(batch.lengths, terms, offloaded=bool(batch.offloads))
+    seconds = terms.slowest * float((clock + (terms.stages - 1) * longest).max(initial=0.0))
+    return Timing(terms.once + seconds, tuple(busy.tolist()), terms.once + least)
 
 
-def attention(team: Team, terms: Terms) -> float:
-    """Seconds of a team's attentions on each of its ranks; a later chunk sees all tokens before it."""
+def micro_steps(batch: BatchPlan, terms: Terms) -> Iterator[MicroStep]:
+    """Each micro-step in order."""
+    again, teams = dropped(batch), _by_step(batch.teams)
+    tokens: dict[int, dict[int, int]] = {}
+    for (rank, step), many in batch.run.items():
+        tokens.setdefault(step, {})[rank] = many
+    moves: dict[int, list[Move]] = {}
+    for move in batch.moves:
+        moves.setdefault(move.micro_step, []).append(move)
+    host: dict[int, dict[int, float]] = {}
+    for one in batch.offloads:
+        host.setdefault(one.micro_step, {})[one.rank] = one.share
+    for step, here in teams.items():
+        attended, regions = np.zeros(batch.ranks), np.zeros(batch.ranks)
+        for team in here:
+            seconds, rerun = attention(team, terms, again)
+            attended[list(team.ranks)] += seconds
+            regions[list(team.ranks)] += rerun
+        ranks = list(tokens[step])
+        regions[ranks] += terms.fixed + terms.linear * np.array(list(tokens[step].values()))
+        for rank, share in host.get(step, {}).items():
+            regions[rank] += terms.exposed(share, tokens[step][rank], float(attended[rank] + regions[rank]))
+        moved = moves.get(step, [])
+        moving = _moving(moved, batch.ranks, terms) if moved else None
+        yield MicroStep(attended, regions, _joined(here, moved), moving)
+
+
+def attention(team: Team, terms: Terms, again: frozenset[Piece] = frozenset()) -> tuple[float, float]:
+    """Seconds of a team's attentions on each of its ranks, where a later chunk sees all tokens before it; and those of
+    regions that run forward again there, for chunks that were dropped."""
     n, method = len(team.ranks), team.method
-    total = 0.0
+    total = rerun = 0.0
     for piece in team.pieces:
-        total += terms.shared(piece.stop, n, method)
-        total -= terms.shared(piece.start, n, method) if piece.start else 0.0
-    return total
+        seconds = terms.shared(piece.stop, n, method)
+        seconds -= terms.shared(piece.start, n, method) if piece.start else 0.0
+        total += seconds
+        if again and piece in again:
+            total += terms.attends * seconds
+            rerun += terms.forward * terms.linear * piece.tokens / n
+    return total, rerun
 
 
-def bound(lengths: Sequence[int], terms: Terms) -> float:
-    """The larger of all work spread evenly and the longest single sequence, each by its best number of ranks."""
-    ranks, capacity = terms.bounds.ranks, terms.bounds.capacity
-    known: dict[int, tuple[float, float]] = {}
-    for length in set(lengths):
-        times = [(n, terms.task(length, n)) for n in worth(length, terms)]
-        known[length] = min(n * each for n, each in times), min(each for _, each in times)
-    steps = -(-sum(lengths) // (capacity * ranks))
-    area = sum(known[length][0] for length in lengths) / ranks + steps * terms.fixed
-    return max(area, max(longest for _, longest in known.values()) + terms.fixed)
+def dropped(batch: BatchPlan) -> frozenset[Piece]:
+    """Chunks whose activations are not kept: they run forward again before their backward."""
+    pieces = Counter(piece.sequence for piece in batch.pieces)
+    if len(pieces) == len(batch.pieces):
+        return frozenset()
+    chunks: dict[int, list[Piece]] = {}
+    for piece in batch.pieces:
+        if pieces[piece.sequence] > batch.retained:
+            chunks.setdefault(piece.sequence, []).append(piece)
+    every = (sorted(each, key=lambda piece: piece.start)[: -batch.retained] for each in chunks.values())
+    return frozenset(piece for each in every for piece in each)
 
 
-def worth(length: int, terms: Terms) -> tuple[int, ...]:
-    """Numbers of ranks that may pay for a sequence: the fewest that hold it, and more that have whole tiles each."""
-    most = terms.bounds.ranks
-    fewest = 1 if length <= room(1, terms) else min(most, -(-length // (terms.bounds.capacity - SLACK)))
-    wide = max(fewest, min(most, length // TILE))
-    powers = (2**k for k in range(wide.bit_length()))
-    return tuple(sorted({fewest, wide, *(n for n in powers if fewest <= n)}))
+def _moving(moves: Sequence[Move], ranks: int, terms: Terms) -> np.ndarray:
+    """Seconds of each rank's part in a remap: of what it gives or takes, over the slowest link that it uses."""
+    given, nodes = np.zeros(ranks), np.ones(ranks, dtype=int)
+    for move in moves:
+        across = 1 + (move.source // terms.node != move.target // terms.node)
+        for rank in (move.source, move.target):
+            given[rank] += move.tokens
+            nodes[rank] = max(nodes[rank], across)
+    return np.array([terms.moved(int(t), int(n)) if t else 0.0 for t, n in zip(given, nodes, strict=True)])
 
 
-def _steps(batch: BatchPlan) -> dict[int, list[Team]]:
+def _by_step(teams: Sequence[Team]) -> Mapping[int, list[Team]]:
     found: dict[int, list[Team]] = {}
-    for team in batch.teams:
+    for team in teams:
         found.setdefault(team.micro_step, []).append(team)
     return found
 
 
-def _joined(teams: Sequence[Team]) -> list[list[int]]:
-    """Ranks that one team or several hold together."""
-    head = {rank: rank for team in teams for rank in team.ranks}
+def _joined(teams: Sequence[Team], moves: Sequence[Move]) -> tuple[np.ndarray, ...]:
+    """Groups of several ranks that one team, several teams or a remap hold together."""
+    links = [team.ranks for team in teams if len(team.ranks) > 1] + [(move.source, move.target) for move in moves]
+    head: dict[int, int] = {}
 
     def root(rank: int) -> int:
-        while head[rank] != rank:
+        while head.setdefault(rank, rank) != rank:
             head[rank] = head[head[rank]]
             rank = head[rank]
         return rank
 
-    for team in teams:
-        for rank in team.ranks[1:]:
-            head[root(rank)] = root(team.ranks[0])
+    for first, *others in links:
+        for rank in others:
+            head[root(rank)] = root(first)
     found: dict[int, list[int]] = {}
     for rank in head:
         found.setdefault(root(rank), []).append(rank)
-    return list(found.values())
+    return tuple(np.array(ranks) for ranks in found.values())

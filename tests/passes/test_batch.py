@@ -16,9 +16,10 @@ from fourfold.hardware.errors import InfeasibleError, UsageError
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES
+from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.compare import compared
 from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import bound, timed
+from fourfold.passes.batch.timing import timed
 from fourfold.passes.tables import Heads
 
 MACHINE = load("dgx-h200:8")
