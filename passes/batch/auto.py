@@ -8,6 +8,7 @@ from dataclasses import replace
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.passes.batch.auto_grid import Choice, Grid, option
+from fourfold.passes.batch.auto_polish import polish
 from fourfold.passes.batch.auto_search import constructed, improved
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.refusal import require
@@ -23,22 +24,23 @@ CLOSE = 0.002
 """A gap to the bound at which nothing more is tried."""
 
 
-def auto(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy] = ()) -> BatchPlan:
+def auto(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy] = (), gap: float = CLOSE) -> BatchPlan:
     """The fastest of many placements, improved; never slower than what one of the `starts` finds.
 
     A first placement gives each sequence, the one with most work first, the ranks and the place that cost least beyond
     a height that all should keep; several heights are tried. The best, and what the starts found, are improved by
-    taking out what is critical and placing it anew, and by a solver. Raises InfeasibleError for what the pool cannot
-    hold.
+    taking out what is critical and placing it anew, and by a solver, until it is within `gap` of the bound or a fixed
+    measure of work is done. Raises InfeasibleError for what the pool cannot hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="auto")
     least = bound(lengths, terms)
     found = [_timed(batch, terms) for batch in _started(lengths, terms, starts)]
-    goal = (1 + CLOSE) * least
+    goal = (1 + gap) * least
     grids = constructed(lengths, terms, least, goal=goal)
     grids += [grid for _, batch in sorted(found, key=_seconds)[:1] if (grid := read(batch, terms, least)) is not None]
-    improved_ = improved(grids, least, goal=goal)
-    found += [_timed(_batch(grid), terms) for grid in improved_]
+    for grid in improved(grids, goal=goal)[:1]:
+        polish(grid, goal=goal)
+        found.append(_timed(_batch(grid), terms))
     best = min(found, key=_seconds)
     for finish in FINISHES:
         best = min(best, _timed(finish(best[1], terms), terms), key=_seconds)

@@ -109,7 +109,7 @@ class Grid:
             self.room[self.step[i], here] -= self.tokens[i]
             self._join(int(self.step[i]), here)
         self.own[self.room < bounds.capacity] += self.terms.fixed
-        self._settle()
+        self.settle()
 
     def _join(self, step: int, here: slice) -> None:
         row = self.label[step]
@@ -117,7 +117,7 @@ class Grid:
         if len(named) > 1:
             row[np.isin(row, named)] = named[0]
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Who waits for whom, and when ranks end, from what cells run."""
         if self.in_step:
             self.heights = self.own.max(axis=1)
@@ -187,7 +187,7 @@ class Grid:
             self.heights[step] = max(self.heights[step], self.own[step, here].max())
         elif way.ranks > 1:
             self._join(step, here)
-            self._settle()
+            self.settle()
         else:
             self._lengthen(step, first, float(before[0]))
 

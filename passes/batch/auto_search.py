@@ -16,10 +16,15 @@ SPENT = (0.0, 0.05, 0.25)
 HEIGHTS = ((0.03, 0.0), (0.08, 0.5), (-0.5, 0.0))
 """Heights that a first placement should keep: how far their sum is above the bound, and how much the first is above
 the last, as a share of their mean."""
-WORK = 60_000_000
+WORK = 80_000_000
 """Cells looked at in all, the measure of the search: it ends after as many, however fast the machine."""
 OVERHEAD = 3_000
 """Cells in whose time one look at a small grid is set up."""
+STARTS = 3
+"""Placements that are improved."""
+WHOLE, MOST, LOWER = 0.4, 300, 0.8
+"""How often a whole micro-step is placed anew, if it holds no more sequences than that; the share of its height that
+it should keep at least."""
 
 
 def constructed(lengths: Sequence[int], terms: Terms, least: float, *, goal: float) -> list[Grid]:
@@ -69,44 +74,68 @@ def filled(choice: Choice, rounds: int, height: np.ndarray) -> Grid | None:
     return grid
 
 
-def improved(grids: Sequence[Grid], least: float, *, goal: float) -> list[Grid]:
-    """The best of them, each made better as long as its share of the work lasts."""
-    return [_improved(grid, goal) for grid in sorted(grids, key=lambda one: one.makespan)[:2]]
+def improved(grids: Sequence[Grid], *, goal: float) -> list[Grid]:
+    """The best that differ, each made better for a while; the best of them for as long as the work lasts."""
+    best: dict[float, Grid] = {}
+    for grid in sorted(grids, key=lambda one: (one.makespan, one.shape)):
+        best.setdefault(round(grid.makespan, 9), grid)
+    random, tried = Random(0), list(best.values())[:STARTS]
+    for grid in tried:
+        improve(grid, random, work=WORK // 10, goal=goal)
+    if tried:
+        tried.sort(key=lambda grid: grid.makespan)
+        improve(tried[0], random, work=WORK // 2, goal=goal)
+    return tried
 
 
-def _improved(grid: Grid, goal: float) -> Grid:
-    random, spent, best, state = Random(0), 0, grid.makespan, grid.state()
+def improve(grid: Grid, random: Random, *, work: int, goal: float) -> None:
+    """Takes out and places anew, and keeps what is not slower, until so many cells were looked at."""
+    spent, best, state = 0, grid.makespan, grid.state()
     each = grid.own.size + OVERHEAD
-    while spent < WORK / 4 and best > goal:
-        out = _critical(grid, random)
-        grid.remove(out)
-        target = 0.0 if grid.in_step else best * 0.999
-        places = [i for i in grid.choice.order if grid.step[i] < 0] if len(out) > 400 else _sorted(grid, out)
-        done = all(grid.put(i, target) for i in places)
+    while spent < work and best > goal:
+        out, target = _taken(grid, random), 0.0 if grid.in_step else best * 0.999
+        done = all(grid.put(i, target) for i in _sorted(grid, out))
+        grid.settle()
         spent += (len(out) + 10) * each
         if done and grid.makespan <= best:
             best, state = grid.makespan, grid.state()
         else:
             grid.restore(state)
-    return grid
+    grid.restore(state)
+
+
+def _taken(grid: Grid, random: Random) -> list[int]:
+    """What is taken out: what is critical, and something of what is not.
+
+    Where ranks go in step, that is a micro-step that wastes most: some of its ranks or all. What comes back should keep
+    a height a little below what it had.
+    """
+    if not grid.in_step:
+        ranks = grid.shape[1]
+        few = min(ranks, random.choice((2, 4, 8)))
+        chosen = {int(grid.ends.argmax()), int(grid.ends.argmin()), *(random.randrange(ranks) for _ in range(few))}
+        out = sorted({i for rank in chosen for i in _on(grid, rank)})
+        grid.remove(out)
+        return out
+    rounds, ranks = grid.shape
+    wasted = grid.heights * ranks - grid.own.sum(axis=1)
+    step = random.choices(range(rounds), weights=(wasted + 1e-9).tolist())[0]
+    cells = {(step, int(grid.own[step].argmax()))}
+    few = min(ranks, random.choice((2, 4, 8, 16)))
+    cells |= {(random.choice((step, random.randrange(rounds))), random.randrange(ranks)) for _ in range(few)}
+    out = sorted({i for cell in cells for i in _in(grid, *cell)})
+    if random.random() < WHOLE:
+        here = np.flatnonzero(grid.step == step).tolist()
+        out = here if len(here) <= MOST else [i for i in here if grid.ranks[i] > 1]
+    high = grid.heights[step] * random.uniform(LOWER, 1.0)
+    grid.remove(out)
+    grid.heights[step] = max(grid.heights[step], high)
+    return out
 
 
 def _sorted(grid: Grid, out: Sequence[int]) -> list[int]:
     ways, lengths = grid.choice.of, grid.choice.lengths
-    return sorted(out, key=lambda i: (-ways[lengths[i]][0].ranks * ways[lengths[i]][0].seconds, i))
-
-
-def _critical(grid: Grid, random: Random) -> list[int]:
-    """What is taken out: what runs on the slowest rank of a micro-step, or of all, and on some others."""
-    rounds, ranks = grid.shape
-    few = min(ranks, random.choice((2, 4, 8)))
-    if grid.in_step:
-        step = random.choices(range(rounds), weights=(grid.heights * ranks - grid.own.sum(axis=1) + 1e-9).tolist())[0]
-        cells = {(step, int(grid.own[step].argmax()))}
-        cells |= {(random.randrange(rounds), random.randrange(ranks)) for _ in range(few)}
-        return sorted({i for cell in cells for i in _in(grid, *cell)})
-    chosen = {int(grid.ends.argmax()), int(grid.ends.argmin()), *(random.randrange(ranks) for _ in range(few))}
-    return sorted({i for rank in chosen for i in _on(grid, rank)})
+    return sorted(out, key=lambda i: (-ways[lengths[i]][0].work, i))
 
 
 def _in(grid: Grid, step: int, rank: int) -> Iterator[int]:
