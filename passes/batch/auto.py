@@ -72,12 +72,13 @@ def _batch(grid: Grid) -> BatchPlan:
         Piece(i, 0, lengths[i], used[step], tuple(range(first, first + n)), terms.fastest(lengths[i], n)[1])
         for i, (step, first, n) in enumerate(places)
     )
-    return BatchPlan("auto", lengths, terms.bounds.ranks, terms.bounds.capacity, pieces)
+    offloads = tuple(replace(one, micro_step=used[one.micro_step]) for one in grid.offloads)
+    return BatchPlan("auto", lengths, terms.bounds.ranks, terms.bounds.capacity, pieces, offloads=offloads)
 
 
 def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:
     """A placement as a grid; None where it says more than a grid can."""
-    whole = len(batch.pieces) == len(batch.lengths) and not batch.moves and not batch.offloads
+    whole = len(batch.pieces) == len(batch.lengths) and not batch.moves
     if not whole or any(piece.ranks[-1] - piece.ranks[0] + 1 != len(piece.ranks) for piece in batch.pieces):
         return None
     grid = Grid(Choice(batch.lengths, terms, least), batch.micro_steps)
@@ -86,5 +87,6 @@ def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:
         grid.step[i], grid.first[i], grid.ranks[i] = piece.micro_step, piece.ranks[0], n
         way = option(piece.tokens, n, terms)
         grid.seconds[i], grid.tokens[i] = way.seconds, way.tokens
+    grid.offloads = batch.offloads
     grid.rebuilt()
     return grid

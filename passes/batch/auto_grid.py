@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from fourfold.ir.batch import Offload
 from fourfold.passes.batch.bounding import worth
 from fourfold.passes.batch.gangs import neighbours
 from fourfold.passes.batch.terms import Terms
@@ -38,6 +39,7 @@ class Choice:
     terms: Terms
     limit: float
     spent: float | None = None
+    known: dict[int, tuple[Option, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def of(self) -> dict[int, tuple[Option, ...]]:
@@ -56,17 +58,25 @@ class Choice:
         return {n: neighbours(n, self.terms) for n in {one.ranks for each in self.of.values() for one in each}}
 
     def _of(self, length: int) -> tuple[Option, ...]:
-        found: list[Option] = []
-        for n in worth(length, self.terms):
-            one = option(length, n, self.terms)
-            if found and (one.seconds >= found[-1].seconds or one.work > DEARER * found[0].work):
-                break
-            found.append(one)
-        if self.spent is not None:
-            kept = [one for one in found if one.seconds <= self.limit] or found[-1:]
-            least = min(one.work for one in kept)
-            return (max((one for one in kept if one.work <= (1 + self.spent) * least), key=lambda one: one.ranks),)
-        return tuple([one for one in found if one.seconds <= self.limit] or found[-1:])
+        if length not in self.known:
+            self.known[length] = ways(length, self.terms)
+        found = self.known[length]
+        kept = [one for one in found if one.seconds <= self.limit] or found[-1:]
+        if self.spent is None:
+            return tuple(kept)
+        least = min(one.work for one in kept)
+        return (max((one for one in kept if one.work <= (1 + self.spent) * least), key=lambda one: one.ranks),)
+
+
+def ways(length: int, terms: Terms) -> tuple[Option, ...]:
+    """Ways of a length whatever the limit, the fewest ranks first: each takes less time, and not much more work."""
+    found: list[Option] = []
+    for n in worth(length, terms):
+        one = option(length, n, terms)
+        if found and (one.seconds >= found[-1].seconds or one.work > DEARER * found[0].work):
+            break
+        found.append(one)
+    return tuple(found)
 
 
 DEARER = 1.3
@@ -82,7 +92,8 @@ class Grid:
     """A placement being made: where each sequence runs, and what follows from it.
 
     own: seconds of each (micro-step, rank); top: of the slowest that it waits for; room: free tokens; ends: when each
-    rank has done all; heights: of each micro-step where all ranks go in step (ZeRO 2 and 3).
+    rank has done all; heights: of each micro-step where all ranks go in step (ZeRO 2 and 3). offloads: of cells that
+    hold more than they have room for; what runs there stays.
     """
 
     def __init__(self, choice: Choice, rounds: int) -> None:
@@ -92,6 +103,7 @@ class Grid:
         self.shape = rounds, bounds.ranks
         self.step, self.first, self.ranks = (np.full(many, -1) for _ in range(3))
         self.seconds, self.tokens = np.zeros(many), np.zeros(many, dtype=int)
+        self.offloads: tuple[Offload, ...] = ()
         self.rebuilt()
 
     def rebuilt(self) -> None:
@@ -102,8 +114,7 @@ class Grid:
         alone = np.flatnonzero((self.step >= 0) & (self.ranks == 1))
         np.add.at(self.own, (self.step[alone], self.first[alone]), self.seconds[alone])
         np.subtract.at(self.room, (self.step[alone], self.first[alone]), self.tokens[alone])
-        shared = np.flatnonzero((self.step >= 0) & (self.ranks > 1))
-        for i in shared:
+        for i in np.flatnonzero((self.step >= 0) & (self.ranks > 1)):
             here = slice(self.first[i], self.first[i] + self.ranks[i])
             self.own[self.step[i], here] += self.seconds[i]
             self.room[self.step[i], here] -= self.tokens[i]
@@ -113,6 +124,9 @@ class Grid:
 
     def _join(self, step: int, here: slice) -> None:
         row = self.label[step]
+        if (row[here] == np.arange(here.start, here.stop)).all() and (row[here.stop :] >= here.stop).all():
+            row[here] = here.start
+            return
         named = np.unique(row[here])
         if len(named) > 1:
             row[np.isin(row, named)] = named[0]
@@ -139,7 +153,7 @@ class Grid:
         return float(self.heights.sum() if self.in_step else self.ends.max())
 
     def late(self) -> np.ndarray:
-        """How late each cell is before something comes to it: behind the height of its micro-step, or from the start."""
+        """How late each cell is: behind the height of its micro-step, or from the start."""
         if self.in_step:
             return self.own - self.heights[:, None]
         return self.ends - (self.top - self.own)
@@ -207,6 +221,15 @@ class Grid:
         """Takes sequences out."""
         self.step[list(those)] = -1
         self.rebuilt()
+
+    def movable(self, those: Iterable[int]) -> list[int]:
+        """Those that do not run where something goes to the host's memory, each once."""
+        found = sorted(set(those))
+        if not self.offloads:
+            return found
+        kept = {(one.micro_step, one.rank) for one in self.offloads}
+        cells = {i: {(int(self.step[i]), int(self.first[i]) + k) for k in range(self.ranks[i])} for i in found}
+        return [i for i in found if not cells[i] & kept]
 
     def state(self) -> tuple[np.ndarray, ...]:
         """Where sequences are, to come back to."""

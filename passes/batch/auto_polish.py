@@ -34,7 +34,7 @@ def polish(grid: Grid, *, goal: float) -> None:
 
 def _cells(grid: Grid) -> list[tuple[int, int]]:
     """Cells of the core: of the micro-step that wastes most, or of the latest ranks, and of those with time left."""
-    used = grid.room < grid.terms.bounds.capacity
+    used = (grid.room < grid.terms.bounds.capacity) & (grid.room >= 0)
     if grid.in_step:
         step = int((grid.heights * grid.shape[1] - grid.own.sum(axis=1)).argmax())
         order = np.argsort(-grid.own[step], kind="stable").tolist()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 from random import Random
 
 import numpy as np
 
-from fourfold.passes.batch.auto_grid import Choice, Grid
+from fourfold.passes.batch.auto_grid import Choice, Grid, Option
 from fourfold.passes.batch.terms import Terms
 
 SPENT = (0.0, 0.05, 0.25)
@@ -16,8 +15,9 @@ SPENT = (0.0, 0.05, 0.25)
 HEIGHTS = ((0.03, 0.0), (0.08, 0.5), (-0.5, 0.0))
 """Heights that a first placement should keep: how far their sum is above the bound, and how much the first is above
 the last, as a share of their mean."""
-WORK = 80_000_000
-"""Cells looked at in all, the measure of the search: it ends after as many, however fast the machine."""
+WORK, EACH = 80_000_000, 150_000
+"""Cells looked at in all, and for each sequence, the measure of the search: it ends after as many, however fast the
+machine."""
 OVERHEAD = 3_000
 """Cells in whose time one look at a small grid is set up."""
 STARTS = 3
@@ -44,12 +44,13 @@ def _tried(lengths: tuple[int, ...], terms: Terms, least: float) -> Iterator[tup
     """Ways of sequences, micro-steps and their heights: one of each kind first, as the search may end early."""
     bounds = terms.bounds
     fewest = max(1, -(-sum(lengths) // (bounds.ranks * bounds.capacity)))
-    fixed = {spent: Choice(lengths, terms, least, spent) for spent in SPENT}
+    known: dict[int, tuple[Option, ...]] = {}
+    fixed = {spent: Choice(lengths, terms, least, spent, known) for spent in SPENT}
     for above, shape in HEIGHTS:
         for more, share in ((1, 1.0), (0, 1.0), (1, 0.3), (2, 1.0)):
             rounds = fewest + more
             limit = share * (least / rounds if bounds.zero > 1 else least / 3)
-            yield Choice(lengths, terms, limit), rounds, heights(rounds, (1 + above) * least, shape)
+            yield Choice(lengths, terms, limit, known=known), rounds, heights(rounds, (1 + above) * least, shape)
         for spent in fixed if above == HEIGHTS[0][0] else ():
             for more in (1, 0):
                 yield fixed[spent], fewest + more, np.zeros(fewest + more)
@@ -80,11 +81,12 @@ def improved(grids: Sequence[Grid], *, goal: float) -> list[Grid]:
     for grid in sorted(grids, key=lambda one: (one.makespan, one.shape)):
         best.setdefault(round(grid.makespan, 9), grid)
     random, tried = Random(0), list(best.values())[:STARTS]
+    work = min(WORK, EACH * max((len(grid.choice.lengths) for grid in tried), default=0))
     for grid in tried:
-        improve(grid, random, work=WORK // 10, goal=goal)
+        improve(grid, random, work=work // 10, goal=goal)
     if tried:
         tried.sort(key=lambda grid: grid.makespan)
-        improve(tried[0], random, work=WORK // 2, goal=goal)
+        improve(tried[0], random, work=work // 2, goal=goal)
     return tried
 
 
@@ -114,7 +116,7 @@ def _taken(grid: Grid, random: Random) -> list[int]:
         ranks = grid.shape[1]
         few = min(ranks, random.choice((2, 4, 8)))
         chosen = {int(grid.ends.argmax()), int(grid.ends.argmin()), *(random.randrange(ranks) for _ in range(few))}
-        out = sorted({i for rank in chosen for i in _on(grid, rank)})
+        out = grid.movable(i for rank in chosen for i in _on(grid, rank))
         grid.remove(out)
         return out
     rounds, ranks = grid.shape
@@ -123,10 +125,10 @@ def _taken(grid: Grid, random: Random) -> list[int]:
     cells = {(step, int(grid.own[step].argmax()))}
     few = min(ranks, random.choice((2, 4, 8, 16)))
     cells |= {(random.choice((step, random.randrange(rounds))), random.randrange(ranks)) for _ in range(few)}
-    out = sorted({i for cell in cells for i in _in(grid, *cell)})
+    out = grid.movable(i for cell in cells for i in _in(grid, *cell))
     if random.random() < WHOLE:
         here = np.flatnonzero(grid.step == step).tolist()
-        out = here if len(here) <= MOST else [i for i in here if grid.ranks[i] > 1]
+        out = grid.movable(here if len(here) <= MOST else [i for i in here if grid.ranks[i] > 1])
     high = grid.heights[step] * random.uniform(LOWER, 1.0)
     grid.remove(out)
     grid.heights[step] = max(grid.heights[step], high)

@@ -12,6 +12,10 @@ TILE = 128
 """Queries that attention kernels take at once: ranks with fewer gain nothing."""
 
 
+WIDE = 64
+"""Ranks up to which methods are asked what they take; of more, a bound takes compute alone, without their messages."""
+
+
 def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> float:
     """The larger of all work spread evenly over the ranks, and the longest sequence by its best number of ranks.
 
@@ -23,6 +27,7 @@ def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> f
     work = sum(many * (terms.linear * n + _attention(n, terms, offloaded)) for n, many in Counter(lengths).items())
     longest = max(lengths)
     alone = min(terms.fastest(longest, n)[0] for n in _degrees(longest, terms))
+    alone = min(alone, terms.alone(longest) / ranks) if ranks > WIDE else alone
     alone += terms.fixed + terms.linear * longest / ranks
     area = work / ranks + _beside(sum(lengths), terms, offloaded)
     filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
@@ -39,7 +44,7 @@ def _attention(length: int, terms: Terms, offloaded: bool) -> float:
         return terms.alone(length)
     capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
     known = []
-    for n in {*worth(length, terms), *(2**k for k in range(fewest.bit_length())), max(1, fewest - 1)}:
+    for n in {fewest, max(1, fewest - 1), *(2**k for k in range(fewest.bit_length()))}:
         seconds = max(terms.alone(length), n * terms.fastest(length, n)[0])
         if n < fewest:
             again = max(0, min(length, round((1.0 + terms.bounds.state) * length) - n * capacity))
@@ -62,9 +67,9 @@ def _beside(tokens: int, terms: Terms, offloaded: bool) -> float:
 
 def _degrees(length: int, terms: Terms) -> Sequence[int]:
     """Numbers of ranks close enough to each other that none between them is much faster."""
-    most = terms.bounds.ranks
+    most = min(terms.bounds.ranks, WIDE)
     powers = [2**k for k in range(most.bit_length())]
-    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), *worth(length, terms), most}
+    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), most, worth(length, terms)[0]}
     return sorted(n for n in every if n <= most)
 
 

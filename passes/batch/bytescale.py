@@ -40,8 +40,11 @@ def bytescale(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     require(lengths, terms.bounds.ranks, terms, policy="bytescale")
     least = {i: -(-n // (terms.bounds.capacity - SLACK)) for i, n in enumerate(lengths) if n > room(1, terms)}
     fewer = {i: fewest(lengths[i], n, terms) for i, n in least.items()}
-    tried = [placing for degrees in ((least, fewer) if fewer != least else (least,)) for placing in
-             _placings(lengths, degrees, terms)]
+    tried = [
+        placing
+        for degrees in ((least, fewer) if fewer != least else (least,))
+        for placing in _placings(lengths, degrees, terms)
+    ]
     return min(tried, key=lambda batch: timed(batch, terms).seconds)
 
 
@@ -91,7 +94,7 @@ def _alone(sequence: int, length: int, ranks: int, terms: Terms) -> Task:
 def _dealt(
     tasks: Sequence[Task], short: Mapping[int, int], lengths: Sequence[int], terms: Terms, deal: Deal
 ) -> BatchPlan:
-    """Long ones first, in this order; short ones fill what ranks would wait, then each rank gets some; and packs them."""
+    """Long ones in this order; short ones fill what ranks would wait, then each rank gets some, and packs them."""
     ganged, bounds = least_loaded(tasks, terms), terms.bounds
     pieces = [
         piece

@@ -62,7 +62,9 @@ def least_loaded(tasks: Sequence[Task], terms: Terms) -> Ganged:
         first = int(starts[int(np.argmin(windows))])
         here = slice(first, first + task.ranks)
         step, begun = int(following[here].max()), loads[here].max()
-        waits |= {(rank, step): float(begun - loads[rank]) for rank in range(here.start, here.stop) if loads[rank] < begun}
+        waits |= {
+            (rank, step): float(begun - loads[rank]) for rank in range(here.start, here.stop) if loads[rank] < begun
+        }
         loads[here], following[here] = loads[here].max() + task.seconds, step + 1
         found.append((first, step))
     return Ganged(found, loads, following, waits)

@@ -167,7 +167,7 @@ class Rank:
     priced: Priced
 
     def micro_step(self, tokens: int) -> tuple[float, float]:
-        """Seconds of all calls for so many tokens, attention left out but for its launches; those of a first forward."""
+        """Seconds of all calls for so many tokens, and of a first forward: of attention its launches only."""
         load = Load(tokens, 0.0, 1.0, tokens)
         seconds = replace(self.seconds, load=load, shared=None)
         found = {name: work(laid, seconds) for name, laid in self.priced.laid.blocks.items()}

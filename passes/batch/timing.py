@@ -34,7 +34,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class MicroStep:
-    """One micro-step: seconds of attention and of regions on every rank, zero where it runs nothing; who waits for whom.
+    """One micro-step: seconds of attention and of regions on every rank, none where it is idle; who waits for whom.
 
     `joined`: places of ranks in groups that wait for each other. `moving`: seconds of a remap, where there is one.
     """
