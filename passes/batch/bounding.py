@@ -44,8 +44,8 @@ def _attention(length: int, terms: Terms, offloaded: bool) -> float:
         return terms.alone(length)
     capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
     known = []
-    for n in {fewest, max(1, fewest - 1), *(2**k for k in range(fewest.bit_length()))}:
-        seconds = max(terms.alone(length), n * terms.fastest(length, n)[0])
+    for n in {fewest, max(1, fewest - 1), *_degrees(length, terms)}:
+        seconds = n * terms.fastest(length, n)[0]
         if n < fewest:
             again = max(0, min(length, round((1.0 + terms.bounds.state) * length) - n * capacity))
             seconds += terms.forward * terms.linear * again + (terms.attends * terms.alone(again) if again else 0.0)

@@ -27,10 +27,19 @@ class Computing(Terms):
         return self.alone(length) / ranks
 
 
-def terms(ranks: int = 64, capacity: int = 8192, spare: float = 0.0, **more: float) -> Terms:
+class Costly(Computing):
+    """More ranks cost more."""
+
+    def shared(self, length: int, ranks: int, method: str) -> float:
+        return self.alone(length) / ranks * (1 + 0.05 * ranks)
+
+
+def terms(
+    ranks: int = 64, capacity: int = 8192, spare: float = 0.0, kind: type[Terms] = Computing, **more: float
+) -> Terms:
     """A pool of one linear unit a token."""
     layer, bounds = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 1, 1.0), Bounds(ranks, capacity, 1, 8, spare=spare)
-    return Computing(load("dgx-h200:8"), bounds, 1, 8, 0.0, 1.0, 0.0, (layer,), "float32", **more)  # type: ignore[arg-type]
+    return kind(load("dgx-h200:8"), bounds, 1, 8, 0.0, 1.0, 0.0, (layer,), "float32", **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ("wikipedia", "prolong", "pretrain"))
@@ -44,27 +53,18 @@ def test_ranks_are_in_balance(name: str) -> None:
 
 
 def test_the_host_takes_the_place_of_ranks_where_compute_hides_it() -> None:
-    fast = terms(16, 1024, 0.9, forward=0.3, kept=1.0, host=20.0)
+    fast = terms(16, 1024, 0.9, Costly, forward=0.3, kept=1.0, host=20.0)
     assert [fewest(n, -(-n // 1022), fast) for n in (1100, 4000, 12000)] == [2, 2, 2]
-    assert fewest(12000, 12, terms(16, 1024, 0.9, forward=0.3, kept=1.0, host=0.1)) == 12
-    assert fewest(12000, 12, terms(16, 1024)) == 12
+    assert fewest(12000, 12, terms(16, 1024, 0.9, Costly, forward=0.3, kept=1.0, host=0.1)) == 12
+    assert fewest(12000, 12, terms(16, 1024, 0.9, forward=0.3, kept=1.0, host=20.0)) == 12
+    assert fewest(12000, 12, terms(16, 1024, 0.0, Costly)) == 12
     assert share(2044, fast) == 0.5
 
 
-class Costly(Computing):
-    """More ranks cost more."""
-
-    def shared(self, length: int, ranks: int, method: str) -> float:
-        return self.alone(length) / ranks * (1 + 0.05 * ranks)
-
-
 def test_what_goes_to_the_host_is_placed_and_keeps_the_rules() -> None:
-    layer, bounds = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 1, 1.0), Bounds(16, 1024, 1, 8, spare=0.9)
-    given = Costly(
-        load("dgx-h200:2"), bounds, 1, 8, 0.0, 1.0, 0.0, (layer,), "float32", forward=0.3, kept=1.0, host=2.0
-    )
+    given = terms(16, 1024, 0.9, Costly, forward=0.3, kept=1.0, host=2.0)
     batch = bytescale([12000] * 8 + [500] * 32, given)
-    assert batch.offloads and complaints(batch, bounds) == ()
+    assert batch.offloads and complaints(batch, given.bounds) == ()
     assert max(len(piece.ranks) for piece in batch.pieces) < 12
 
 
