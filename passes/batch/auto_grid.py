@@ -114,11 +114,17 @@ class Grid:
         alone = np.flatnonzero((self.step >= 0) & (self.ranks == 1))
         np.add.at(self.own, (self.step[alone], self.first[alone]), self.seconds[alone])
         np.subtract.at(self.room, (self.step[alone], self.first[alone]), self.tokens[alone])
-        for i in np.flatnonzero((self.step >= 0) & (self.ranks > 1)):
-            here = slice(self.first[i], self.first[i] + self.ranks[i])
-            self.own[self.step[i], here] += self.seconds[i]
-            self.room[self.step[i], here] -= self.tokens[i]
-            self._join(int(self.step[i]), here)
+        shared = np.flatnonzero((self.step >= 0) & (self.ranks > 1))
+        windows, which = np.unique(
+            np.stack([self.step[shared], self.first[shared], self.ranks[shared]]), axis=1, return_inverse=True
+        )
+        seconds = np.bincount(which.ravel(), self.seconds[shared], windows.shape[1])
+        tokens = np.bincount(which.ravel(), self.tokens[shared], windows.shape[1]).astype(int)
+        for (step, first, n), more, held in zip(windows.T.tolist(), seconds.tolist(), tokens.tolist(), strict=True):
+            here = slice(first, first + n)
+            self.own[step, here] += more
+            self.room[step, here] -= held
+            self._join(step, here)
         self.own[self.room < bounds.capacity] += self.terms.fixed
         self.settle()
 
@@ -154,9 +160,8 @@ class Grid:
 
     def late(self) -> np.ndarray:
         """How late each cell is: behind the height of its micro-step, or from the start."""
-        if self.in_step:
-            return self.own - self.heights[:, None]
-        return self.ends - (self.top - self.own)
+        found: np.ndarray = self.own - self.heights[:, None] if self.in_step else self.ends - (self.top - self.own)
+        return found
 
     def put(self, i: int, target: float) -> bool:
         """Places a sequence where and how it costs least beyond `target`; False where no way has room."""

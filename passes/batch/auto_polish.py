@@ -96,7 +96,8 @@ def _latest(grid: Grid, ranks: list[int], cells: list[tuple[int, int]]) -> np.nd
 
 
 def _here(grid: Grid, cell: tuple[int, int]) -> np.ndarray:
-    return (grid.step == cell[0]) & (grid.first == cell[1])
+    found: np.ndarray = (grid.step == cell[0]) & (grid.first == cell[1])
+    return found
 
 
 def _is(grid: Grid, i: int, cell: tuple[int, int]) -> bool:

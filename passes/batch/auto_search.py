@@ -18,8 +18,8 @@ the last, as a share of their mean."""
 WORK, EACH = 80_000_000, 150_000
 """Cells looked at in all, and for each sequence, the measure of the search: it ends after as many, however fast the
 machine."""
-OVERHEAD = 3_000
-"""Cells in whose time one look at a small grid is set up."""
+OVERHEAD, AGAIN = 3_000, 100
+"""Cells in whose time one look at a small grid is set up, and in which the grid is set up again for each sequence."""
 STARTS = 3
 """Placements that are improved."""
 WHOLE, MOST, LOWER = 0.4, 300, 0.8
@@ -58,8 +58,9 @@ def _tried(lengths: tuple[int, ...], terms: Terms, least: float) -> Iterator[tup
 
 def heights(rounds: int, total: float, shape: float) -> np.ndarray:
     """Seconds of each micro-step that come to `total`, the first highest."""
-    share = 1.0 + shape * (np.linspace(0.5, -0.5, rounds) if rounds > 1 else np.zeros(1))
-    return share * total / share.sum()
+    share: np.ndarray = 1.0 + shape * (np.linspace(0.5, -0.5, rounds) if rounds > 1 else np.zeros(1))
+    share *= total / share.sum()
+    return share
 
 
 def filled(choice: Choice, rounds: int, height: np.ndarray) -> Grid | None:
@@ -98,7 +99,7 @@ def improve(grid: Grid, random: Random, *, work: int, goal: float) -> None:
         out, target = _taken(grid, random), 0.0 if grid.in_step else best * 0.999
         done = all(grid.put(i, target) for i in _sorted(grid, out))
         grid.settle()
-        spent += (len(out) + 10) * each
+        spent += (len(out) + 10) * each + AGAIN * len(grid.choice.lengths)
         if done and grid.makespan <= best:
             best, state = grid.makespan, grid.state()
         else:

@@ -43,7 +43,7 @@ def _attention(length: int, terms: Terms, offloaded: bool) -> float:
     if offloaded or length <= room(1, terms):
         return terms.alone(length)
     capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
-    known = []
+    known: list[float] = []
     for n in {fewest, max(1, fewest - 1), *_degrees(length, terms)}:
         seconds = n * terms.fastest(length, n)[0]
         if n < fewest:

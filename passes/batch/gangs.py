@@ -55,7 +55,8 @@ class Ganged:
 def least_loaded(tasks: Sequence[Task], terms: Terms) -> Ganged:
     """Each where it can begin soonest, in this order, each rank one task a micro-step."""
     loads, following = np.zeros(terms.bounds.ranks), np.zeros(terms.bounds.ranks, dtype=int)
-    found, waits = [], {}
+    found: list[tuple[int, int]] = []
+    waits: dict[tuple[int, int], float] = {}
     for task in tasks:
         starts = neighbours(task.ranks, terms)
         windows = np.lib.stride_tricks.sliding_window_view(loads, task.ranks)[starts].max(axis=1)

@@ -47,9 +47,10 @@ class MicroStep:
     @property
     def own(self) -> np.ndarray:
         """Seconds of each rank, waiting for others inside an attention only where tokens are moved around it."""
+        found: np.ndarray = self.attention + self.regions
         if self.moving is None:
-            return self.attention + self.regions
-        found = self.attention + self.regions + self.moving
+            return found
+        found += self.moving
         for ranks in self.joined:
             if self.moving[ranks].any():
                 found[ranks] = sum(part[ranks].max() for part in (self.attention, self.regions, self.moving))
