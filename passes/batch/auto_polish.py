@@ -21,7 +21,7 @@ def polish(grid: Grid, *, goal: float) -> None:
     """Solves cores for as long as one makes the placement faster."""
     for _ in range(TIMES):
         before, state = grid.makespan, grid.state()
-        if before <= goal:
+        if before <= goal and not grid.offloads:
             return
         cells = _cells(grid)
         if len(cells) < 2 or not _solved(grid, cells):

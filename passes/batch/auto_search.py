@@ -92,9 +92,12 @@ def improved(grids: Sequence[Grid], *, goal: float) -> list[Grid]:
 
 
 def improve(grid: Grid, random: Random, *, work: int, goal: float) -> None:
-    """Takes out and places anew, and keeps what is not slower, until so many cells were looked at."""
+    """Takes out and places anew, and keeps what is not slower, until so many cells were looked at.
+
+    The goal is that of placements that leave nothing to the host's memory; others go on.
+    """
     spent, best, state = 0, grid.makespan, grid.state()
-    each = grid.own.size + OVERHEAD
+    each, goal = grid.own.size + OVERHEAD, 0.0 if grid.offloads else goal
     while spent < work and best > goal:
         out, target = _taken(grid, random), 0.0 if grid.in_step else best * 0.999
         done = all(grid.put(i, target) for i in _sorted(grid, out))
