@@ -86,7 +86,7 @@ def drawing(points: Sequence[Point], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fourfold"
+    matplotlib.rcParams.update({"svg.hashsalt": "fourfold", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), sharey=True)
