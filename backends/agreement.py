@@ -22,18 +22,25 @@ def agreed(batch: Iterable[Any], limits: Limits, aside: Aside) -> tuple[Document
     whose batch is bad or unlike rank 0's.
     """
     docs, error = _read(batch, limits)
-    shown = digest(docs) if error is None else (REFUSED, REFUSED)
-    rows = aside.gathered(shown)
+    compare(None if error else digest(docs), error, aside, contents="tokens, labels or weights")
+    return docs
+
+
+def compare(shown: tuple[int, int] | None, error: FourfoldError | None, aside: Aside, *, contents: str) -> None:
+    """Lets every rank see the others' digest of lengths and one of contents, or that there is none for an error.
+
+    Raises what `agreed` raises; `contents` says what differs where lengths are equal.
+    """
+    rows = aside.gathered(shown or (REFUSED, REFUSED))
     refused = [rank for rank, row in enumerate(rows) if row[0] == REFUSED]
     if refused:
         raise _refusal(refused[0], error)
     other = [rank for rank, row in enumerate(rows) if row != rows[0]]
     if other:
-        what = "lengths" if any(rows[r][0] != rows[0][0] for r in other) else "tokens, labels or weights"
+        what = "lengths" if any(rows[r][0] != rows[0][0] for r in other) else contents
         raise RunError(
             f"rank {other[0]} passed other {what} to step() than rank 0: every rank must pass the same global batch"
         )
-    return docs
 
 
 def _read(batch: Iterable[Any], limits: Limits) -> tuple[tuple[Document, ...], FourfoldError | None]:

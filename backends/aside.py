@@ -27,6 +27,27 @@ class Aside:
         """With a stream of its own where the device has streams."""
         return cls(device, torch.cuda.Stream(device) if device.type == "cuda" else None)  # type: ignore[no-untyped-call]
 
+    @classmethod
+    def here(cls) -> Aside:
+        """For the process group that is joined: on this process's GPU where it speaks through NCCL."""
+        name = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return cls.of(torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name))
+
+    @property
+    def rank(self) -> int:
+        """This process among all."""
+        return dist.get_rank()
+
+    def told(self, text: bytes | None) -> bytes:
+        """What rank 0 passed, on every rank; the others pass None. Two messages: how long it is, and it."""
+        with self._open():
+            size = moved(torch.tensor([len(text or b"")]), self.device)
+            dist.broadcast(size, src=0)
+            given = bytearray(text or int(size))
+            box = moved(torch.frombuffer(given, dtype=torch.uint8) if given else torch.empty(0), self.device)
+            dist.broadcast(box, src=0)
+            return box.cpu().numpy().tobytes()
+
     def gathered(self, numbers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """The numbers every rank passed, in order of rank; as many on each."""
         with self._open():

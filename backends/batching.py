@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fourfold.backends import placing
 from fourfold.backends.aside import moved
+from fourfold.backends.lazy import Part
+from fourfold.backends.placing import Turn
 from fourfold.backends.sequences import IGNORED, Document
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.batch import Piece, Team
 from fourfold.ir.plan import Plan
-from fourfold.ir.sequence.tokens import Shard, contiguous, laid
+from fourfold.ir.sequence.tokens import Shard, contiguous
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def _best_fit(lengths: Sequence[int], order: Sequence[int], count: int, capacity
 class Packed:
     """One micro-step's tensors on the device, padded: ids [1, T], positions, targets, weights [T].
 
-    `lengths` are those of the runs it holds, padding last: of whole documents where no group shares them.
+    `lengths` are those of the runs it holds, padding last: of whole documents where no team shares them.
     """
 
     tokens: Tensor
@@ -93,39 +97,35 @@ class Packed:
         return Packed(moved[0], moved[1], moved[2], moved[3], self.lengths)
 
 
+Documents = Sequence[Document] | Mapping[int, Part]
+"""Sequences of a batch by their place: whole, or what was read of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """What one rank runs at once: documents of the batch, and where several ranks share them, who holds what."""
+    """What one rank runs at once: a turn, and the documents of the batch."""
 
-    documents: tuple[Document, ...]
-    shards: tuple[Shard, ...]
-    place: int
+    documents: Documents
+    turn: Turn
 
     def packed(self, *, bucket: int, device: torch.device) -> Packed:
-        """This rank's tokens of it."""
-        if not self.shards:
-            return pack(self.documents, bucket=bucket, device=device)
-        return share(self.documents, self.shards, self.place, bucket=bucket, device=device)
+        """This rank's tokens of it, as regions run them."""
+        return filled(self.documents, self.turn.run, bucket=bucket, device=device, most=self.turn.most)
 
 
-def portions(docs: Sequence[Document], plan: Plan, pool_rank: int) -> tuple[Portion, ...]:
-    """The micro-steps of one rank of the pool."""
-    found = placed([len(d) for d in docs], plan, pool_rank)
-    return tuple(Portion(tuple(docs[i] for i in held), shards, pool_rank % plan.mesh.sp) for held, shards in found)
-
-
-def placed(lengths: Sequence[int], plan: Plan, pool_rank: int) -> tuple[tuple[tuple[int, ...], tuple[Shard, ...]], ...]:
-    """For each micro-step of one rank its documents, and who holds what of them where a group of sp ranks shares them.
-
-    Documents are dealt to the groups, then laid out in each.
-    """
+def dealt_turns(lengths: Sequence[int], plan: Plan, pool_rank: int) -> tuple[Turn, ...]:
+    """The turns of one rank of the pool where sequences are dealt to the groups of sp ranks as the plan shares them."""
     mesh, how = plan.mesh, plan.sharing
-    mine = dealt(lengths, ranks=mesh.dp, capacity=plan.capacity * mesh.sp)[pool_rank // mesh.sp]
-    if mesh.sp == 1:
-        return tuple((micro.documents, ()) for micro in mine)
-    held = (tuple(lengths[i] for i in micro.documents) for micro in mine)
-    shared = (laid(how.layout, each, mesh.sp, how.ulysses) for each in held)
-    return tuple((micro.documents, shards) for micro, shards in zip(mine, shared, strict=True))
+    first = pool_rank // mesh.sp * mesh.sp
+    ranks = tuple(range(first, first + mesh.sp))
+    method = how.method if mesh.sp > 1 else "whole"
+    found = []
+    for step, micro in enumerate(dealt(lengths, ranks=mesh.dp, capacity=plan.capacity * mesh.sp)[first // mesh.sp]):
+        pieces = tuple(Piece(i, 0, lengths[i], step, ranks, method) for i in micro.documents)
+        part = placing.Part(Team(step, ranks, method, pieces, how.layout, how.ulysses), pool_rank - first)
+        most = max(shard.tokens for shard in part.shards)
+        found.append(Turn(pool_rank, step, (part,) if pieces else (), most=most))
+    return tuple(found)
 
 
 def padded(tokens: int, bucket: int) -> int:
@@ -135,14 +135,13 @@ def padded(tokens: int, bucket: int) -> int:
 
 def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Packed:
     """The documents on one token axis, padded with documents of their own that have no target."""
-    lengths = tuple(len(d) for d in docs)
-    return share(docs, contiguous(lengths, 1), 0, bucket=bucket, device=device)
+    (held,) = contiguous(tuple(len(d) for d in docs), 1)
+    return filled(docs, held, bucket=bucket, device=device)
 
 
-def share(docs: Sequence[Document], shards: Sequence[Shard], rank: int, *, bucket: int, device: torch.device) -> Packed:
-    """The tokens of the documents that one rank of a group holds, padded as far as those of the fullest rank."""
-    held, total = shards[rank], shards[rank].tokens
-    size = padded(max(one.tokens for one in shards), bucket)
+def filled(docs: Documents, held: Shard, *, bucket: int, device: torch.device, most: int = 0) -> Packed:
+    """The tokens of the documents that one rank holds, padded to a whole bucket, and as far as `most` tokens are."""
+    total, size = held.tokens, padded(max(most, held.tokens), bucket)
     tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     targets, weights = torch.full((size,), IGNORED), torch.zeros(size)
     for run in held.runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,24 +12,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fourfold.backends import compat, skeleton
+from fourfold.backends.attention import Attention
 from fourfold.backends.batching import Packed
 from fourfold.backends.collectives import all_gather
 from fourfold.backends.emit import suffix_function
-from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
 from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
 from fourfold.backends.late import Late, sized
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.placing import Turn
 from fourfold.backends.ranks import Ranks
 from fourfold.backends.runner import Held, Runner, untapped
-from fourfold.backends.sequence import Group
+from fourfold.backends.sequence import Chain
 from fourfold.backends.sequences import limits_of
+from fourfold.backends.teams import Lanes, attention_of, node_size
 from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Block, Graph, Source
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import State
-from fourfold.ir.sequence import METHODS
-from fourfold.ir.sequence.tokens import Shard
 from fourfold.ir.stages import Stage, calls_of, part, stages, state_of, value_of
 
 CHUNK = 2048
@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, plan: Plan, graph: Graph, ranks: Ranks, *, compiled: bool, loss: Loss | None = None) -> None:
         self.plan, self.graph, self.ranks, self.user_loss = plan, graph, ranks, loss
         self.scale = 1.0
+        self.lanes = Lanes.of(ranks, node_size(plan))
         self.suffix = suffix_function(graph.suffix) if graph.suffix else None
         self.lowered = {name: self._lowered(block, training=True) for name, block in graph.blocks.items()}
         self.runners = {name: self._runner(low, compiled) for name, low in self.lowered.items()}
@@ -104,13 +105,15 @@ class Engine:
         scale: float,
         training: bool,
         late: Late | None = None,
+        loss: bool = True,
     ) -> tuple[Tensor, ...]:
         """What a stage gives for one micro-step, from what it takes; the last one its share of the loss times `scale`.
 
-        `late` catches what the weights' half of the backward needs. A collective of the pool and of the tensor axis.
+        `late` catches what the weights' half of the backward needs; without `loss` the last stage gives nothing.
+        A collective of the pool and of the tensor axis.
         """
         self.scale = scale
-        there = self.stages[stage]
+        there = self.stages[stage] if loss else self._without_loss(self.stages[stage])
         found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training, late))
         return found
 
@@ -126,10 +129,10 @@ class Engine:
         """
         torch.autograd.backward(root(lambda: tuple(self._weighed(index, late) for index in self.stages[stage].calls)))
 
-    def micro(self, packed: Packed, shards: tuple[Shard, ...]) -> Micro:
-        """A micro-step as stages run it; `shards` where a group of ranks shares its documents."""
-        documents = self._group(shards) if shards else Documents.of(packed.lengths, self.ranks.device)
-        return Micro((packed.tokens, packed.positions, packed.targets, packed.weights), documents)
+    def micro(self, packed: Packed, turn: Turn, chains: dict[int, Chain]) -> Micro:
+        """A micro-step as stages run it; `chains` has what sequences in chunks keep on this rank, by sequence."""
+        given = (packed.tokens, packed.positions, packed.targets, packed.weights)
+        return Micro(given, attention_of(turn, packed.lengths, self.ranks, self.plan.sharing, chains, self.lanes))
 
     def crosses(self, stage: int) -> tuple[bool, ...]:
         """Of each value a stage gives to the next: whether a gradient comes back for it."""
@@ -138,6 +141,11 @@ class Engine:
     def expected(self, stage: int, tokens: int) -> tuple[Tensor, ...]:
         """Empty tensors for what a stage takes in a micro-step of `tokens`."""
         return tuple(self._empty(source, tokens) for source in self.stages[stage].takes)
+
+    def _without_loss(self, stage: Stage) -> Stage:
+        """A stage without the call that ends in the loss."""
+        past = len(self.graph.calls)
+        return stage if stage.stop < past else replace(stage, stop=past - 1, gives=())
 
     def _empty(self, source: Source, tokens: int) -> Tensor:
         value, state = value_of(self.graph, source), state_of(self.plan, self.graph, source)
@@ -162,6 +170,7 @@ class Engine:
     ) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]
         runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
+        documents = documents.at(index) if isinstance(documents, Attention) else documents
 
         how = self.plan.recompute[index] if training and self.plan.recompute else "none"
         taps = untapped if late is None else partial(late.taps, index)
@@ -183,10 +192,6 @@ class Engine:
 
         found: Tensor = _nested(self.units.get(index, ()), run)(late.anchor)
         return found
-
-    def _group(self, shards: tuple[Shard, ...]) -> Group:
-        how = self.plan.sharing
-        return Group(self.ranks.sequence, shards, METHODS[how.method], how.ulysses, getattr(torch, how.travel))
 
     def _lowered(self, block: Block, *, training: bool) -> Lowered:
         layout = self.plan.layouts.get(block.name, Layout())

@@ -35,6 +35,10 @@ class Worker(Protocol):
         """What the stage gives, from what it takes."""
         ...
 
+    def carry(self, stage: int, micro_step: int, received: Tensors) -> Tensors:
+        """What the stage gives, nothing kept but what later chunks read; of the last stage, nothing."""
+        ...
+
     def expected(self, stage: int, micro_step: int) -> Tensors:
         """Empty tensors for what the stage takes."""
         ...
@@ -76,12 +80,14 @@ class Executor:
     worker: Worker
     backward: bool = True
     held: dict[tuple[int, int], _Held] = field(default_factory=dict)
+    taken: dict[tuple[int, int], Tensors] = field(default_factory=dict)
+    carried: dict[tuple[int, int], Tensors] = field(default_factory=dict)
     arriving: dict[tuple[str, int, int], tuple[list[dist.Work], Tensors]] = field(default_factory=dict)
     leaving: list[tuple[list[dist.Work], Tensors]] = field(default_factory=list)
 
     def run(self, on_loss: Callable[[Tensor], None]) -> None:
         """All actions of this rank; `on_loss` gets each micro-step's loss where the last stage lies."""
-        line = [action for action in self.schedule.lines[self.rank] if self.backward or action.kind in FORWARD]
+        line = self.schedule.lines[self.rank] if self.backward else _forwards(self.schedule.lines[self.rank])
         remaining = Counter(action.stage for action in line if action.kind in WEIGHING)
         for action in line:
             remaining[action.stage] -= action.kind in WEIGHING
@@ -97,12 +103,14 @@ class Executor:
         key = (action.stage, action.micro_step)
         if action.kind == "F":
             self._forward(action, on_loss)
+        elif action.kind == "N":
+            self._carry(action)
         elif action.kind in ("B", "I"):
             self._backward(action)
         elif action.kind == "W":
             self.worker.weigh(action.stage, action.micro_step)
         elif action.kind == "SEND_F":
-            self._send(action, (self.held[key] if self.backward else self.held.pop(key)).given)
+            self._send(action, self._given(key))
         elif action.kind == "SEND_B":
             self._send(action, self._gradients(action.stage, self.held.pop(key).taken))
         elif action.kind in ("RECV_F", "RECV_B"):
@@ -112,13 +120,29 @@ class Executor:
 
     def _forward(self, action: Action, on_loss: Callable[[Tensor], None]) -> None:
         stage, step = action.stage, action.micro_step
-        taken = self._taken(stage, step)
+        again = self.taken.pop((stage, step), None)
+        taken = self._taken(stage, step) if again is None else again
         given = self.worker.forward(stage, step, taken)
         last = stage == self.schedule.stages - 1
         if last:
             on_loss(given[0].detach())
         if self.backward or not last:
             self.held[stage, step] = _Held(taken, given)
+
+    def _carry(self, action: Action) -> None:
+        """A chunk's first pass; what it took is kept for the second."""
+        key = (action.stage, action.micro_step)
+        self.taken[key] = self._taken(*key)
+        with torch.no_grad():
+            given = self.worker.carry(*key, self.taken[key])
+        if given:
+            self.carried[key] = given
+
+    def _given(self, key: tuple[int, int]) -> Tensors:
+        """What a stage made for the next one, which is told once."""
+        if key in self.carried:
+            return self.carried.pop(key)
+        return (self.held[key] if self.backward else self.held.pop(key)).given
 
     def _taken(self, stage: int, step: int) -> Tensors:
         """What the stage before made: from another rank, or from this one."""
@@ -127,8 +151,7 @@ class Executor:
         if ("F", stage, step) in self.arriving:
             found = self._arrived("F", stage, step)
         else:
-            before = self.held[stage - 1, step] if self.backward else self.held.pop((stage - 1, step))
-            found = tuple(x.detach() for x in before.given)
+            found = tuple(x.detach() for x in self._given((stage - 1, step)))
         wanted = self.worker.crosses(stage - 1)
         return tuple(x.requires_grad_(grad and self.backward) for x, grad in zip(found, wanted, strict=True))
 
@@ -187,6 +210,18 @@ class Executor:
         for work in works:
             work.wait()
         return tensors
+
+
+def _forwards(line: Sequence[Action]) -> list[Action]:
+    """A line without its backwards; chunks that would go forward twice do so once, and are looked at."""
+    twice = {(action.stage, action.micro_step) for action in line if action.kind == "N"}
+    found = []
+    for action in line:
+        if action.kind == "N":
+            found.append(Action(action.stage, "F", action.micro_step))
+        elif action.kind in FORWARD and not (action.kind == "F" and (action.stage, action.micro_step) in twice):
+            found.append(action)
+    return found
 
 
 FORWARD = ("F", "SEND_F", "RECV_F", "UNSHARD", "RESHARD")

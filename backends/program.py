@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,25 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.optim import Optimizer
 
 from fourfold.backends import batching, checkpoint, pretrained, pretrained_save, weights
-from fourfold.backends.agreement import agreed
 from fourfold.backends.aside import Aside
 from fourfold.backends.batching import Portion
 from fourfold.backends.checkpoint import Contents
 from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
 from fourfold.backends.clip import clip_grad_norm_
 from fourfold.backends.engine import Engine
+from fourfold.backends.given import given
 from fourfold.backends.initial import Initialised
 from fourfold.backends.kernels.user_loss import Loss
 from fourfold.backends.lost import reachable
+from fourfold.backends.placing import Turn, turns
 from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
-from fourfold.backends.sequences import Document, limits_of
+from fourfold.backends.sequences import limits_of
 from fourfold.backends.sharding import Sharding
 from fourfold.backends.step import Step
+from fourfold.backends.teams import queues
 from fourfold.backends.tied import Tied
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule, in_turn
@@ -54,17 +57,43 @@ Schedules = Callable[[int], Schedule]
 """The schedule of a step of so many micro-steps."""
 
 
+class Placement(Protocol):
+    """Who places each batch on the pool and orders what a rank runs of it; made by the compiler, for `Program`."""
+
+    def ahead(self, lengths: Sequence[int]) -> None:
+        """A hint of a batch to come."""
+        ...
+
+    def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
+        """The placement of sequences of these lengths in this step, the same on every rank: a collective."""
+        ...
+
+    def schedule(self, batch: BatchPlan, rank: int) -> Schedule:
+        """In which order a rank of the pool runs its turns."""
+        ...
+
+
 class Program:
     """The compiled training program of one rank. Made by `fourfold.compile`; needs torchrun for more than one rank.
 
     `schedule` gives the order in which a pipeline runs its micro-steps; without stages they run one after the other.
+    `placement` places each batch anew; without it sequences are dealt to fixed groups of ranks.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, graph: Graph, options: Options, schedule: Schedules = in_turn
+        self,
+        model: nn.Module,
+        plan: Plan,
+        graph: Graph,
+        options: Options,
+        schedule: Schedules = in_turn,
+        placement: Placement | None = None,
     ) -> None:
         self.plan, self.model, self.schedule, self.timeout = plan, model, schedule, options.timeout
-        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, device=options.device, timeout=options.timeout)
+        self.placement = placement
+        many = queues(plan, placed=placement is not None)
+        keep: dict[str, Any] = {"device": options.device, "timeout": options.timeout}
+        self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, queues=many, **keep)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
         self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
         self.aside = Aside.of(self.ranks.device)
@@ -181,14 +210,20 @@ class Program:
     def step(self, batch: Sequence[Any]) -> float:
         """Forward and backward over the GLOBAL batch; gradients are left in the parameters.
 
-        batch: sequences of any lengths, the same list on every rank (see sequences.documents). Returns the loss: summed
-        over supervised targets, divided by their weight in the whole batch. Raises UsageError for an empty batch or a
-        sequence too long, RunError when ranks pass different batches.
+        batch: sequences of any lengths, the same list on every rank (see sequences.documents), or a source of which
+        each rank reads its part (see lazy.Source). Returns the loss: summed over supervised targets, divided by their
+        weight in the whole batch. Raises UsageError for an empty batch or a sequence too long, RunError when ranks
+        pass different batches; with a placement, InfeasibleError for a sequence that it has no room for.
         """
         with reachable(f"step {self.steps_done + 1}", self.timeout):
             loss = self._run(batch, backward=True)
         self.steps_done += 1
         return loss
+
+    def ahead(self, lengths: Sequence[int]) -> None:
+        """A hint of the lengths of a batch to come, so that it can be placed while others train. No collective."""
+        if self.placement is not None:
+            self.placement.ahead(lengths)
 
     @torch.no_grad()
     def evaluate(self, batch: Sequence[Any]) -> float:
@@ -204,21 +239,31 @@ class Program:
 
     def _run(self, batch: Sequence[Any], *, backward: bool) -> float:
         self._require_weights()
-        docs = agreed(batch, self.limits, self.aside)
-        mine = batching.portions(docs, self.plan, self.ranks.pool_rank)
-        total = self._divisor(docs, mine)
+        found = given(batch, self.limits, self.aside)
+        own, schedule = self._turns(found.lengths)
+        documents = found.documents(own)
+        mine = tuple(Portion(documents, turn) for turn in own)
+        total = found.weight if self.engine.user_loss is None else self._counted(mine)
         place = (self.seed, self.steps_done)
         scale = 1.0 / total if total else 0.0
-        step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward)
-        loss = step.run(self.schedule(len(mine)))
-        self.tokens_seen += sum(len(d) for d in docs) if backward else 0
-        self.sequences_seen += len(docs) if backward else 0
+        apart = self.placement is not None and self.plan.zero < 2 and self.plan.mesh.pool > 1
+        step = Step(self.engine, self.sharding, self.tied, self.aside, mine, scale, place, backward, apart)
+        loss = step.run(schedule)
+        self.tokens_seen += sum(found.lengths) if backward else 0
+        self.sequences_seen += len(found.lengths) if backward else 0
         return loss / (1 if self.engine.loss_is_partial else self.ranks.tensor.size)
 
-    def _divisor(self, docs: Sequence[Document], mine: Sequence[Portion]) -> float:
-        """What the summed loss of the whole batch is divided by; known before the first backward."""
-        if self.engine.user_loss is None:
-            return float(sum(float(d.weights.double().sum()) for d in docs))
+    def _turns(self, lengths: tuple[int, ...]) -> tuple[tuple[Turn, ...], Schedule]:
+        """This rank's part of a batch, and the order in which it is run."""
+        rank = self.ranks.pool_rank
+        if self.placement is None:
+            dealt = batching.dealt_turns(lengths, self.plan, rank)
+            return dealt, self.schedule(len(dealt))
+        placed = self.placement.place(lengths, self.steps_done)
+        return turns(placed, rank, every=self.plan.zero > 1), self.placement.schedule(placed, rank)
+
+    def _counted(self, mine: Sequence[Portion]) -> float:
+        """What the user's loss counts in the whole batch; known before the first backward."""
         bucket, device = self.plan.bucket, self.ranks.device
         counts = [self.engine.counted(portion.packed(bucket=bucket, device=device)) for portion in mine]
         shared = self.ranks.tensor.size * self.plan.mesh.pp

@@ -32,14 +32,14 @@ TIMEOUT = 600.0
 class Ranks:
     """The plan's mesh as process groups: pp outside, (replicate, shard) over the pool, tp inside.
 
-    `sequence` are the ranks that share this one's documents, `wire` its line of pipeline stages.
+    `queues` are communicators of the whole pool for attention's messages, `wire` is this rank's line of stages.
     """
 
     device: torch.device
     rank: int
     mesh: DeviceMesh
     tensor: Axis
-    sequence: TorchComm
+    queues: tuple[TorchComm, ...]
     wire: Wire
 
     @property
@@ -74,8 +74,12 @@ class Ranks:
         return self.mesh.size()
 
 
-def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout: float = TIMEOUT) -> Ranks:
+def join(
+    mesh: Mesh, *, shard: bool, queues: int = 0, device: torch.device | None = None, timeout: float = TIMEOUT
+) -> Ranks:
     """Joins the process group torchrun describes (or one of a single rank) and lays the mesh over it.
+
+    queues: communicators that attention's messages may go by, each of the whole pool.
 
     A group that is already there is used as it is, with its own timeout. Raises RunError when the number of processes
     is not the plan's, with the line that starts the right one, and when this host has fewer GPUs than processes.
@@ -94,7 +98,8 @@ def join(mesh: Mesh, *, shard: bool, device: torch.device | None = None, timeout
     group = grid["tp"].get_group()
     rank = dist.get_rank()
     tensor = Axis(group.group_name, mesh.tp, mesh.place(rank, "tp"))
-    return Ranks(device, rank, grid, tensor, _sequence(mesh, rank, timedelta(seconds=timeout)), _wire(mesh, grid, rank))
+    made = tuple(_queue(mesh, rank, timedelta(seconds=timeout)) for _ in range(queues))
+    return Ranks(device, rank, grid, tensor, made, _wire(mesh, grid, rank))
 
 
 def _numbered(mesh: Mesh) -> torch.Tensor:
@@ -133,19 +138,13 @@ def _wire(mesh: Mesh, grid: DeviceMesh, rank: int) -> Wire:
     return Wire(members, grid["pp"].get_group() if mesh.pp > 1 else None)
 
 
-def _sequence(mesh: Mesh, rank: int, timeout: timedelta) -> TorchComm:
-    """This rank among those that share its documents, on a communicator of the whole pool, made once at the start."""
-    everyone = dist.group.WORLD
-    assert everyone is not None
-    if mesh.sp == 1:
-        return TorchComm((rank,), everyone)
+def _queue(mesh: Mesh, rank: int, timeout: timedelta) -> TorchComm:
+    """This rank's pool on a communicator of its own, made once at the start."""
     pools = mesh.groups("pool")
     # Even where the pool is all ranks: on a GPU the small talk of a step must not queue behind attention's messages.
     made, _ = dist.new_subgroups_by_enumeration(pools, timeout)  # type: ignore[no-untyped-call]
     assert made is not None
-    pool = next(one for one in pools if rank in one)
-    first = pool.index(rank) // mesh.sp * mesh.sp
-    return TorchComm(tuple(pool[first : first + mesh.sp]), made)
+    return TorchComm(tuple(next(one for one in pools if rank in one)), made)
 
 
 def launch_line(ranks: int) -> str:

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fourfold.backends.attention import Attention, Work, attend_parts
 from fourfold.backends.collectives import Axis
 from fourfold.backends.kernels.attention import Kept, attend
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.late import Tap
 from fourfold.backends.lower import Lowered, Mixer, Region
-from fourfold.backends.sequence import Group, share
+from fourfold.ir.sequence.rectangles import Softmax
 
 RegionFunction = Callable[..., tuple[Tensor, ...]]
 LossFunction = Callable[[Mixer, tuple[Tensor, ...]], Tensor]
 Taps = Callable[[tuple[Tap, ...]], tuple[Tensor, ...]]
 """The taps of a region's linear layers; none where every gradient comes at once."""
-Held = Documents | Group
-"""What attention runs over: documents that are whole on this rank, or those a group shares."""
+Held = Documents | Attention
+"""What attention runs over: documents that are whole on this rank, or whatever else a batch plan put there."""
 
 
 def untapped(taps: tuple[Tap, ...]) -> tuple[Tensor, ...]:
@@ -140,8 +141,9 @@ class Runner:
         options: dict[str, Any] = dict(step.node.kwargs)
         how = {"scale": options["scale"], "causal": options["causal"], "window": options.get("window")}
         operands = (q_THE, k_TGE, v_TGE)
-        if isinstance(documents, Group):
-            out_THE = share(*operands, documents, **how, kept=kept)
+        if isinstance(documents, Attention):
+            work = Work(documents, Softmax(**how), (documents.call, step.node.name))
+            out_THE = attend_parts(*operands, work, kept=kept)
         else:
             out_THE = attend(*operands, documents, **how, kept=kept)
         return out_THE.transpose(0, 1)[None]

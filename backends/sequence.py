@@ -1,26 +1,76 @@
-"""Attention shared by a group of ranks, one node for autograd: a method of ir/sequence on the kernels of this rank."""
+"""What attention of one micro-step runs over on one rank: whole documents of its own, or those a team shares.
+
+Each is a part: tokens that stand together, a lane, and a forward and backward that `attention.py` calls.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fourfold.backends.kernels.attention import Kept
+from fourfold.backends.kernels.attention import choose
+from fourfold.backends.kernels.attention_case import Softmax as Scores
+from fourfold.backends.kernels.attention_case import case_of
 from fourfold.backends.kernels.block import block_for
+from fourfold.backends.kernels.documents import Documents
 from fourfold.ir.comm import Comm
-from fourfold.ir.sequence.method import Block, Job, Method, Saved
-from fourfold.ir.sequence.rectangles import Softmax
+from fourfold.ir.sequence.method import Carried, Gradients, Job, Method, Saved
+from fourfold.ir.sequence.rectangles import Rectangle, Softmax
 from fourfold.ir.sequence.tokens import Shard
+
+Key = tuple[int, str]
+"""One attention of the model: its call and its node."""
+Operands = tuple[Tensor, Tensor, Tensor]
+"""q [T, H, D], k and v [T, G, D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A sequence that passes through this rank chunk by chunk: `rows` of its tokens, and what each attention keeps."""
+
+    rows: int
+    carried: dict[Key, Carried] = field(default_factory=dict)
+
+    def of(self, key: Key) -> Carried:
+        """What one attention keeps of it."""
+        return self.carried.setdefault(key, Carried(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Documents that are whole on this rank, packed."""
+
+    documents: Documents
+    lane: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of all its documents."""
+        return self.documents.tokens
+
+    def forward(self, operands: Operands, softmax: Softmax, key: Key) -> tuple[Tensor, Saved]:
+        """Out, and what backward needs beside it and the operands."""
+        scores = Scores(softmax.scale, softmax.causal, softmax.window)
+        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        out, lse = kernel.forward(*operands, self.documents, scores)
+        return out, (lse,)
+
+    def backward(
+        self, grad: Tensor, operands: Operands, out: Tensor, rest: Saved, softmax: Softmax, key: Key
+    ) -> Gradients:
+        """Gradients of the operands."""
+        scores = Scores(softmax.scale, softmax.causal, softmax.window)
+        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        return kernel.backward(grad, *operands, out, rest[0], self.documents, scores)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Who shares the documents of one micro-step: the ranks, what each holds, and how they go about it.
+    """Documents that a team shares: the ranks, what each holds, and how they go about it.
 
-    `ulysses` and `travel` are those of a Job.
+    `ulysses` and `travel` are those of a Job; of a chunk, `earlier` too, and `chain` keeps what `carried` is there.
     """
 
     comm: Comm
@@ -28,88 +78,43 @@ class Group:
     method: Method
     ulysses: int = 1
     travel: torch.dtype | None = None
+    earlier: tuple[Shard, ...] = ()
+    chain: Chain | None = None
+    lane: int | None = None
+    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def tokens(self) -> int:
-        """Real tokens of this rank; what is stored behind them is padding."""
+        """Of this rank."""
         return self.shards[self.comm.rank].tokens
 
-    def job(self, softmax: Softmax) -> Job:
+    def job(self, softmax: Softmax, key: Key) -> Job:
         """One attention of the group."""
-        return Job(self.shards, softmax, self.ulysses, self.travel)
+        carried = None if self.chain is None else self.chain.of(key)
+        return Job(self.shards, softmax, self.ulysses, self.travel, self.earlier, carried, self.known)
+
+    def forward(self, operands: Operands, softmax: Softmax, key: Key) -> tuple[Tensor, Saved]:
+        """Out, and what backward needs beside it and the operands; a collective of the group."""
+        job = self.job(softmax, key)
+        out, saved = self.method.forward(self.comm, block_for(operands[0]), *operands, job)
+        return out, saved[2 * self.method.plain + self.method.merges :]
+
+    def backward(
+        self, grad: Tensor, operands: Operands, out: Tensor, rest: Saved, softmax: Softmax, key: Key
+    ) -> Gradients:
+        """Gradients of the operands; a collective of the group. A chain has no use for its first chunk after it."""
+        job = self.job(softmax, key)
+        found = self.method.backward(self.comm, block_for(grad), grad, self._saved(operands, out, rest, job), job)
+        if self.chain is not None and not self.earlier[self.comm.rank].tokens:
+            del self.chain.carried[key]
+        return found
+
+    def _saved(self, operands: Operands, out: Tensor, rest: Saved, job: Job) -> Saved:
+        """What the method's forward saved, put together again."""
+        if not self.method.plain:
+            return rest
+        results = (out, *rest) if self.method.merges else rest
+        return (operands[0], job.again(self.comm.rank, *operands[1:]), *results)
 
 
-def share(
-    q_THD: Tensor,
-    k_TGD: Tensor,
-    v_TGD: Tensor,
-    group: Group,
-    *,
-    scale: float,
-    causal: bool,
-    window: int | None = None,
-    kept: Kept | None = None,
-) -> Tensor:
-    """Attention of this rank's tokens over the documents of the group, [T, H, D]; zero where the tokens are padding.
-
-    Differentiable in q, k and v; a collective of the group, forward and backward. kept: as for `attend`.
-    """
-    job = group.job(Softmax(scale, causal, window))
-    known = kept.take() if kept is not None else None
-    if known is not None:
-        out: Tensor = _Again.apply(q_THD, k_TGD, v_TGD, group, known)  # type: ignore[no-untyped-call]
-        return out
-    tokens: list[Tensor] = []
-    out = _Shared.apply(q_THD, k_TGD, v_TGD, group, job, tokens)  # type: ignore[no-untyped-call]
-    if kept is not None:
-        kept.found.append(tuple(tokens))
-    return out
-
-
-class _Shared(torch.autograd.Function):
-    """A method's forward and backward. What a replay needs again is put into `told`."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Group, job: Job, told: list[Tensor]) -> Tensor:
-        ctx.group, ctx.job, ctx.block = group, job, block_for(q)
-        ctx.padded = q.shape[0] - group.tokens
-        q, k, v = (x.narrow(0, 0, group.tokens) for x in (q, k, v))
-        out, saved = group.method.forward(group.comm, ctx.block, q, k, v, job)
-        ctx.save_for_backward(*saved)
-        told += _told(group.method, out, saved)
-        return _padded(out, ctx.padded)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        group: Group = ctx.group
-        block: Block = ctx.block
-        grad = grads[0].narrow(0, 0, group.tokens).contiguous()
-        found = group.method.backward(group.comm, block, grad, ctx.saved_tensors, ctx.job)
-        return (*(_padded(x, ctx.padded) for x in found), None, None, None)
-
-
-class _Again(torch.autograd.Function):
-    """A shared attention whose result is known: saves what `_Shared` saves, in its order, and computes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Group, known: Saved) -> Tensor:
-        out, *rest = known
-        saved: Saved = tuple(rest)
-        if group.method.plain:
-            saved = (q.narrow(0, 0, group.tokens), torch.stack((k, v)).narrow(1, 0, group.tokens), *rest)
-        ctx.save_for_backward(*saved)
-        return _padded(out, q.shape[0] - group.tokens)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("a replay of attention was differentiated")
-
-
-def _told(method: Method, out: Tensor, saved: Saved) -> Saved:
-    """What a replay cannot make from q, k and v: the results, or all that was saved where other ranks' is in it."""
-    rest = saved[2:] if method.plain else saved
-    return (out, *(x.detach() for x in rest))
-
-
-def _padded(x: Tensor, more: int) -> Tensor:
-    return torch.cat((x, x.new_zeros((more, *x.shape[1:])))) if more else x
+Part = Local | Group

@@ -69,7 +69,18 @@ def documents(batch: Iterable[Any], limits: Limits | None = None) -> tuple[Docum
     return found
 
 
-def _document(index: int, item: Any, limits: Limits) -> Document:
+def _document(index: int | str, item: Any, limits: Limits) -> Document:
+    tokens, labels, weights = rows(index, item, limits)
+    targets = torch.cat((labels[1:], torch.tensor([IGNORED])))
+    shifted = torch.cat((weights[1:], torch.zeros(1)))
+    return Document(tokens, targets, torch.where(targets == IGNORED, 0.0, shifted))
+
+
+def rows(index: int | str, item: Any, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, labels and weights of sequence `index`, or of a stretch that `index` names, each at its own token.
+
+    Raises UsageError naming it.
+    """
     given = _fields(index, item)
     tokens = _whole_numbers(index, "tokens", given["tokens"])
     if tokens.dim() != 1 or tokens.numel() == 0:
@@ -86,12 +97,10 @@ def _document(index: int, item: Any, limits: Limits) -> Document:
                 f"sequence {index} has {len(tokens)} tokens and {name} of shape {shape}: one each is needed"
             )
     _check(index, tokens, labels, weights, limits)
-    targets = torch.cat((labels[1:], torch.tensor([IGNORED])))
-    shifted = torch.cat((weights[1:], torch.zeros(1)))
-    return Document(tokens, targets, torch.where(targets == IGNORED, 0.0, shifted))
+    return tokens, labels, weights
 
 
-def _fields(index: int, item: Any) -> dict[str, Any]:
+def _fields(index: int | str, item: Any) -> dict[str, Any]:
     """Tokens, labels and weights as given; None where left out. A tuple of plain numbers is the tokens themselves."""
     if isinstance(item, Mapping):
         unknown = sorted(str(k) for k in item if k not in FIELDS)
@@ -107,21 +116,21 @@ def _fields(index: int, item: Any) -> dict[str, Any]:
     return dict.fromkeys(FIELDS) | {"tokens": item}
 
 
-def _tensor(index: int, name: str, values: Any) -> Tensor:
+def _tensor(index: int | str, name: str, values: Any) -> Tensor:
     try:
         return torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"the {name} of sequence {index} are no row of numbers: {error}") from None
 
 
-def _whole_numbers(index: int, name: str, values: Any) -> Tensor:
+def _whole_numbers(index: int | str, name: str, values: Any) -> Tensor:
     found = _tensor(index, name, values)
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
         raise UsageError(f"the {name} of sequence {index} are {found.dtype}: they must be whole numbers")
     return found.long()
 
 
-def _check(index: int, tokens: Tensor, labels: Tensor, weights: Tensor, limits: Limits) -> None:
+def _check(index: int | str, tokens: Tensor, labels: Tensor, weights: Tensor, limits: Limits) -> None:
     """Raises UsageError for what the model's tables do not hold: an index there would crash, or read another's row."""
     _within(index, "token", tokens, limits.tokens, tokens < 0, "the token table")
     wrong = (labels < 0) & (labels != IGNORED)
@@ -135,7 +144,7 @@ def _check(index: int, tokens: Tensor, labels: Tensor, weights: Tensor, limits: 
         )
 
 
-def _within(index: int, name: str, row: Tensor, rows: int | None, wrong: Tensor, table: str) -> None:
+def _within(index: int | str, name: str, row: Tensor, rows: int | None, wrong: Tensor, table: str) -> None:
     if rows is not None:
         wrong = wrong | (row >= rows)
     if wrong.any():
@@ -146,8 +155,13 @@ def _within(index: int, name: str, row: Tensor, rows: int | None, wrong: Tensor,
 
 def digest(docs: tuple[Document, ...]) -> tuple[int, int]:
     """A short number for the lengths and one for the contents, to compare between ranks."""
-    lengths = hashlib.sha256(repr([len(d) for d in docs]).encode())
-    content = hashlib.sha256()
-    for doc in docs:
-        content.update(doc.tokens.numpy().tobytes() + doc.targets.numpy().tobytes() + doc.weights.numpy().tobytes())
-    return int(lengths.hexdigest()[:14], 16), int(content.hexdigest()[:14], 16)
+    contents = (row.numpy().tobytes() for doc in docs for row in (doc.tokens, doc.targets, doc.weights))
+    return short([repr([len(d) for d in docs]).encode()]), short(contents)
+
+
+def short(texts: Iterable[bytes]) -> int:
+    """A number that tells these bytes from others, for one of 64 bits."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text)
+    return int(found.hexdigest()[:14], 16)

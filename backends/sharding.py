@@ -39,6 +39,12 @@ class Sharding:
                 compat.sum_gradients(module)
         self.root: Any = root.to_empty(device=engine.ranks.device)
 
+    def gather(self) -> None:
+        """Every parameter whole, before the first forward: ranks that then differ in what they run do not wait."""
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard(async_op=True)
+
     def about_to(self, stage: int, *, last: bool, final: bool) -> None:
         """Before a backward of `stage`: its last one in a step reduces gradients, where not each does (ZeRO 2, 3).
 

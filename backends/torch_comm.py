@@ -34,10 +34,10 @@ class Flying:
 
 @dataclass(frozen=True, slots=True)
 class TorchComm:
-    """This process among `members`, global ranks in order, on the communicator of `group`."""
+    """This process among `members`, global ranks in order, on the communicator of `group` (None: it is alone)."""
 
     members: tuple[int, ...]
-    group: dist.ProcessGroup
+    group: dist.ProcessGroup | None
 
     @property
     def rank(self) -> int:

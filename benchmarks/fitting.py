@@ -53,9 +53,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run: whether it was fitted on, the estimate of its layout, seconds at a constant throughput."""
+    """One run and its layout: whether it was fitted on, its estimate, seconds at a constant throughput."""
 
     run: Run
+    plan: Plan
     fitted: bool
     efficiency: float
     estimate: Estimate
@@ -118,6 +119,7 @@ def _rows_of_kind(cases: Sequence[Case], known: float | None) -> list[Row]:
     return [
         Row(
             case.run,
+            case.plan,
             case.run.id in names,
             efficiency,
             case.estimate(efficiency),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from math import prod
 
-from fourfold.costmodel.collective import collective_time
+from as_megatron import kernel_by_kernel, megatron
+
 from fourfold.costmodel.kernel import stream_time
 from fourfold.ir.plan import SIZES
-from fourfold.passes.price import Priced
+from fourfold.passes.price import Priced, seconds_of
+from fourfold.passes.seconds import Seconds
 from fourfold.passes.steps import CallCost
+from fourfold.passes.work import work
 
 REUSE = 1e9
 """Elements of other parameters used in between up to which a replayed layer's parameter is kept for its backward
@@ -30,33 +32,6 @@ written), read for its norm."""
 
 REDUCED = 4
 """Passes over a gradient: divided (read and written), copied into the collective's buffer (read and written)."""
-
-
-@dataclass(frozen=True)
-class Megatron(Priced):
-    """Megatron-LM of April 2021: sends a tensor rank's part of the activations between nodes and gathers the rest
-    inside one (its "scatter/gather" optimisation), reduces gradients when all are there."""
-
-    @property
-    def blocking(self) -> bool:
-        """Gradients are reduced after the last backward."""
-        return True
-
-    @cached_property
-    def send(self) -> float:
-        """A part over the network, then all parts over the node's links."""
-        tensor = self.machine.crossing(self.plan.mesh.group("tp"))
-        whole = self.plan.capacity * self._width * SIZES[self.plan.precision.compute]
-        pair = self.machine.crossing(self.plan.mesh.group("pp")[:2])
-        known, group = self.machine.calibration, self.machine.group
-        sent = collective_time("send_recv", whole / self.plan.mesh.tp, pair, calibration=known, group=group)
-        return sent + collective_time("all_gather", whole, tensor, calibration=known, group=group)
-
-    @property
-    def _width(self) -> int:
-        """Of the value that goes from block to block."""
-        block = self.plan.graph.blocks[self.plan.graph.calls[1].block]
-        return int(next(value.shape[-1] for value in block.inputs.values() if value.grad))
 
 
 @dataclass(frozen=True)
@@ -108,8 +83,41 @@ class DeepSpeed(Priced):
         return ring + 2 * ranks * device.launch + stream_time(passes * size, device)
 
 
-FRAMEWORKS: Mapping[str, Callable[..., Priced]] = {"": Priced, "megatron-2021": Megatron, "deepspeed-2021": DeepSpeed}
-"""By the word in the data; "" is priced as ours."""
+def deepspeed(plain: Priced) -> DeepSpeed:
+    """A plan as DeepSpeed ran it: the model was Megatron-LM's."""
+    return DeepSpeed(plain.plan, plain.machine, plain.laid, kernel_by_kernel(plain), pools=plain.pools)
+
+
+@dataclass(frozen=True)
+class OneByOne(Seconds):
+    """Seconds of ops that nothing fuses: each is launched, reads its inputs and writes its output."""
+
+    @property
+    def fused(self) -> bool:
+        """Never."""
+        return False
+
+
+def eager(plain: Priced) -> Priced:
+    """A plan as torch runs it that compiles nothing."""
+    known = seconds_of(plain.plan, plain.machine)
+    seconds = OneByOne(*(getattr(known, field.name) for field in fields(Seconds)))
+    done = {name: work(laid, seconds) for name, laid in plain.laid.blocks.items()}
+    return Priced(plain.plan, plain.machine, plain.laid, done, pools=plain.pools)
+
+
+def ours(plain: Priced) -> Priced:
+    """A plan as we would run it."""
+    return plain
+
+
+FRAMEWORKS: Mapping[str, Callable[[Priced], Priced]] = {
+    "": ours,
+    "eager": eager,
+    "megatron-2021": megatron,
+    "deepspeed-2021": deepspeed,
+}
+"""By the word in the data."""
 
 PINS: Mapping[str, Mapping[str, str]] = {"megatron-2021": {"*norm": "whole"}}
 """What the plan of a framework cannot choose: norms on cut tokens came to Megatron-LM in 2022 (arXiv 2205.05198)."""
@@ -117,5 +125,4 @@ PINS: Mapping[str, Mapping[str, str]] = {"megatron-2021": {"*norm": "whole"}}
 
 def framed(priced: Priced, framework: str) -> Priced:
     """The same plan, priced as that framework ran it."""
-    kept = {f.name: getattr(priced, f.name) for f in fields(Priced) if f.name != "known"}
-    return FRAMEWORKS[framework](**kept)
+    return FRAMEWORKS[framework](priced)

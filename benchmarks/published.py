@@ -15,7 +15,7 @@ from fourfold.compiler.capture import capture
 from fourfold.compiler.models.gpt import GPT, GPTConfig
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.compiler.pipeline import PASSES
-from fourfold.costmodel.kernel import ATTENTION_BACKWARD, matmul_fit, peak_rate
+from fourfold.costmodel.kernel import ATTENTION_BACKWARD, matmul_fit, matmul_time, peak_rate
 from fourfold.hardware import load
 from fourfold.hardware.machine import AttentionFit, Device
 from fourfold.hardware.topology import Machine
@@ -36,13 +36,16 @@ PRECISIONS = {
 }
 """By the words of the data: gradients are reduced as they are computed, or in float32."""
 
-SCORES = (6.5, 9.5)
-"""Times that attention in several kernels moves its scores, forward and backward, counted kernel by kernel.
+SCORES = (4.0, 4.5)
+"""Times that the kernels between the products of an unfused attention move its scores, forward and backward.
 
-Forward: the product writes them (1), masked softmax and dropout read and write them (2 each, and dropout a mask of one
-byte: 0.5), the second product reads them (1). Backward: their gradient is written (1), goes through dropout (2.5) and,
-with the probabilities, through softmax (3), and is read for queries and for keys (2); values read the dropped ones (1).
+Megatron-LM's causal softmax (fused_kernels/scaled_upper_triang_masked_softmax.h) reads half of them and writes all:
+1.5; dropout reads and writes them, and a mask of one byte: 2.5. Backward, softmax reads half of gradients and
+probabilities and writes all: 2, dropout 2.5.
 """
+
+PRODUCTS = (2, 4)
+"""Products of an unfused attention, forward and backward: each writes or reads all scores once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,8 @@ def machine_of(run: Run, efficiency: float = 1.0) -> Machine:
         attention_backward=replace(device.attention_backward, ceiling=device.attention_backward.ceiling * efficiency),
     )
     if run.attention == "unfused":
-        device = replace(
-            device,
-            attention_forward=_unfused(device, dtype, SCORES[0], products=1.0),
-            attention_backward=_unfused(device, dtype, SCORES[1], products=2.0),
-        )
+        forward, backward = (_unfused(device, dtype, run.width // run.heads, backward=b) for b in (False, True))
+        device = replace(device, attention_forward=forward, attention_backward=backward)
     return replace(machine, device=device)
 
 
@@ -148,18 +148,16 @@ def _machine(name: str, gpus: int) -> Machine:
     return load(f"{name}:{gpus // 8}", folders=(DATA,))
 
 
-def _unfused(device: Device, dtype: str, passes: float, *, products: float) -> AttentionFit:
-    """Attention that multiplies the whole square and moves its scores, two bytes each, `passes` times.
+def _unfused(device: Device, dtype: str, head: int, *, backward: bool) -> AttentionFit:
+    """Attention that multiplies the whole square, the half that is masked too, and moves its scores of two bytes.
 
-    A pair of a head of size d takes 8 d FLOPs forward (the half that is masked too) and 4 bytes a pass, so that its
-    efficiency, counted in causal pairs, is ceiling x d / (d + half_width).
+    Its efficiency is counted in causal pairs, half of the square, and in the products of a fused backward.
     """
-    rate = matmul_fit(dtype, device).compute * peak_rate(dtype, device)
-    moved = 4.0 * passes / (device.stream.memory * device.bandwidth)
-    counted = 4.0 * (ATTENTION_BACKWARD if products > 1 else 1.0)
-    done = 8.0 * products
-    ceiling = counted / done * matmul_fit(dtype, device).compute
-    return AttentionFit(ceiling, 0.0, device.attention_forward.overhead, moved * rate / done)
+    fit, reached = matmul_fit(dtype, device), device.stream.memory * device.bandwidth
+    product = matmul_time(2.0 * head, 2.0, dtype, device) - fit.overhead
+    pair = PRODUCTS[backward] * product + 2.0 * SCORES[backward] / reached
+    counted = 2.0 * head * (ATTENTION_BACKWARD if backward else 1.0)
+    return AttentionFit(counted / pair / peak_rate(dtype, device), 0.0, device.attention_forward.overhead)
 
 
 def asked(run: Run, machine: Machine) -> Plan:

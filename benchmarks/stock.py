@@ -93,7 +93,7 @@ class StockProgram:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         with torch.device("meta"):
-            model = Stock(shape.config)
+            model: Any = self.model_of(shape)
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if shape.real else MixedPrecisionPolicy()
         for unit in (model.embedding, *model.layers):
             fully_shard(unit, mp_policy=policy)
@@ -103,6 +103,10 @@ class StockProgram:
         model.to_empty(device=shape.device)
         _initialise(model, dist.get_rank())
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=shape.real)
+
+    def model_of(self, shape: Shape) -> nn.Module:
+        """On the meta device."""
+        return Stock(shape.config)
 
     def set(self, variant: Variant) -> None:
         """Makes the following steps run as the variant says."""

@@ -12,6 +12,7 @@ from torch import nn
 from fourfold.backends.program import Options, Program
 from fourfold.backends.ranks import from_first
 from fourfold.compiler.capture import capture
+from fourfold.compiler.online import Online, Placer
 from fourfold.compiler.pipeline import planned
 from fourfold.compiler.schedules import Scheduled
 from fourfold.hardware import load
@@ -88,12 +89,14 @@ def compile(
     precision: Precision = Precision.bf16,
     pins: Mapping[str, str | int] | None = None,
     options: Options | None = None,
+    batches: str | Online | None = None,
 ) -> Program:
     """The training program of this rank for `model` under a plan; without one it plans first, on rank 0 for all.
 
-    `workload` to `pins` are those of `plan`, for when there is none. Raises ModelError when the plan was made for
-    another model, RunError when the number of processes is not its own, UsageError for a plan that breaks a rule, and
-    without a plan what `plan` raises.
+    `workload` to `pins` are those of `plan`, for when there is none. batches: the policy that places each batch on the
+    pool ("auto", "zeppelin", ..), or how placing is done; None deals sequences to the plan's fixed groups. Raises
+    ModelError when the plan was made for another model, RunError when the number of processes is not its own,
+    UsageError for a plan that breaks a rule, and without a plan what `plan` raises.
     """
     options = options or Options()
     if plan is None:
@@ -104,7 +107,9 @@ def compile(
         )
         plan = Plan.read(from_first(lambda: to_json(asked().plan), device=options.device), "the plan of rank 0")
     chosen = verified(plan_of(plan))
-    return Program(model, chosen, graph_for(model, chosen), options, Scheduled.of(chosen))
+    online = Online(policy=batches) if isinstance(batches, str) else batches
+    placement = None if online is None else Placer.of(chosen, online)
+    return Program(model, chosen, graph_for(model, chosen), options, Scheduled.of(chosen), placement)
 
 
 def plan_of(given: Plan | Answer | str | Path) -> Plan:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Action, Schedule, in_turn
+from fourfold.passes.batch.orders import schedule_of
 from fourfold.passes.schedule import scheduled
 
 
@@ -32,6 +34,19 @@ class Scheduled:
 def _schedule(kind: str, ranks: int, micro_steps: int, order: str) -> Schedule:
     if ranks == 1:
         return in_turn(micro_steps)
-    made = scheduled(kind, ranks, micro_steps, order=order)
-    # The stages that hold a tied parameter are known to the program: it reduces where it holds one.
+    return _reducing(scheduled(kind, ranks, micro_steps, order=order))
+
+
+def ordered(plan: Plan, batch: BatchPlan, rank: int) -> Schedule:
+    """What a rank of the pool runs of a placed batch under a plan, over its own micro-steps.
+
+    Raises UsageError for chunks where a rank holds several stages.
+    """
+    how = {"stages": plan.mesh.pp, "zero": plan.zero}
+    made = schedule_of(batch, rank, **how, kind=plan.schedule, order=plan.order)
+    return made if plan.mesh.pp == 1 else _reducing(made)
+
+
+def _reducing(made: Schedule) -> Schedule:
+    """The stages that hold a tied parameter are known to the program: it reduces where it holds one."""
     return Schedule.of([(*line, Action(rank, "REDUCE_TIED")) for rank, line in enumerate(made.lines)])

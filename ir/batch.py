@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -66,12 +66,26 @@ class Offload:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The pieces that the same ranks run together in one micro-step: packed where a rank is alone, else shared."""
+    """The pieces that the same ranks run together in one micro-step: packed where a rank is alone, else shared.
+
+    layout: of their tokens over the ranks (ir/sequence/tokens.py); ulysses: neighbours that exchange heads.
+    """
 
     micro_step: int
     ranks: tuple[int, ...]
     method: str
     pieces: tuple[Piece, ...]
+    layout: str = "zigzag"
+    ulysses: int = 1
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Team:
+        """The team of pieces of one micro-step. Heads exchanged by all need no balance of tokens."""
+        one = pieces[0]
+        team = cls(one.micro_step, one.ranks, one.method, tuple(pieces))
+        if one.method == "ulysses":
+            return replace(team, layout="contiguous", ulysses=len(one.ranks))
+        return team
 
     @property
     def tokens(self) -> int:
@@ -79,13 +93,8 @@ class Team:
         return sum(piece.tokens for piece in self.pieces)
 
     def shards(self) -> tuple[Shard, ...]:
-        """What each of its ranks holds; documents are its pieces, whose tokens count from the start of the sequence.
-
-        Heads exchanged by all need no balance of tokens.
-        """
-        n = len(self.ranks)
-        lengths = tuple(piece.tokens for piece in self.pieces)
-        held = laid("contiguous", lengths, n, n) if self.method == "ulysses" else laid("zigzag", lengths, n)
+        """What each of its ranks holds; documents are its pieces, whose tokens count from the start of the sequence."""
+        held = laid(self.layout, tuple(piece.tokens for piece in self.pieces), len(self.ranks), self.ulysses)
         starts = tuple(piece.start for piece in self.pieces)
         return tuple(shifted(one, starts) for one in held) if any(starts) else held
 
@@ -124,12 +133,16 @@ class BatchPlan:
 
     @cached_property
     def teams(self) -> tuple[Team, ...]:
-        """All teams, by micro-step; inside one the widest first, as the slowest messages should leave first."""
-        found: dict[tuple[int, tuple[int, ...], str], list[Piece]] = {}
+        """All teams, by micro-step; inside one the widest first, as the slowest messages should leave first.
+
+        A chunk is a team of its own: its attention reads keys that it alone has.
+        """
+        found: dict[tuple[int, tuple[int, ...], str, int], list[Piece]] = {}
         for piece in self.pieces:
-            found.setdefault((piece.micro_step, piece.ranks, piece.method), []).append(piece)
-        order = sorted(found, key=lambda key: (key[0], -len(key[1]), key[1], key[2]))
-        return tuple(Team(*key, tuple(found[key])) for key in order)
+            chunk = piece.sequence if piece.tokens < self.lengths[piece.sequence] else -1
+            found.setdefault((piece.micro_step, piece.ranks, piece.method, chunk), []).append(piece)
+        order = sorted(found, key=lambda key: (key[0], -len(key[1]), *key[1:]))
+        return tuple(Team.of(found[key]) for key in order)
 
     @cached_property
     def held(self) -> dict[tuple[int, int], int]:

@@ -20,6 +20,7 @@ class Look:
 
 KINDS: Mapping[str, Look] = {
     "F": Look("F", "forward", "#4c78a8"),
+    "N": Look("N", "forward of what is dropped", "#4c78a8"),
     "B": Look("B", "backward", "#f58518"),
     "I": Look("I", "backward for inputs", "#f58518"),
     "W": Look("W", "backward for weights", "#b279a2"),

@@ -4,6 +4,10 @@
 weights. `2SEND_F0>3` sends an activation to stage 3, which takes it with `3RECV_F0<2`; `SEND_B` and `RECV_B` carry
 gradients. `2UNSHARD`, `2RESHARD`, `2REDUCE` and `2REDUCE_TIED` concern a stage as a whole.
 
+`2N0` is a forward that keeps nothing but the state, keys and values, which later chunks of its sequence read, and what
+came into the stage; the F of the same stage and micro-step, later on the line, runs it again from there. What the stage
+gives goes on once, from N: SEND_F and RECV_F are then its own, and F has none. Stages need not drop the same.
+
 How a line is executed: compute goes one after the other; SEND and RECV are posted where they stand, after the compute
 before them, and hold up no line; a compute waits for the RECV that brings its input. The messages of one queue (a pair
 of ranks, both ways) go in the order of the line, at both ends.
@@ -17,13 +21,13 @@ from dataclasses import dataclass
 
 from fourfold.hardware.errors import UsageError
 
-COMPUTE = ("F", "B", "I", "W")
+COMPUTE = ("N", "F", "B", "I", "W")
 SENDS = ("SEND_F", "SEND_B")
 RECEIVES = ("RECV_F", "RECV_B")
 STAGEWISE = ("UNSHARD", "RESHARD", "REDUCE", "REDUCE_TIED")
 
 WORD = re.compile(
-    r"(?P<stage>\d+)(?:(?P<compute>[FBIW])(?P<step>\d+)"
+    r"(?P<stage>\d+)(?:(?P<compute>[NFBIW])(?P<step>\d+)"
     r"|(?P<send>SEND_[FB])(?P<sent>\d+)>(?P<to>\d+)"
     r"|(?P<receive>RECV_[FB])(?P<received>\d+)<(?P<source>\d+)"
     r"|(?P<whole>UNSHARD|RESHARD|REDUCE_TIED|REDUCE))"
@@ -56,8 +60,8 @@ class Action:
         found = WORD.fullmatch(word)
         if found is None:
             raise ScheduleError(
-                f"{word!r} is no action: write 2F0, 2B0, 2I0, 2W0, 2SEND_F0>3, 3RECV_F0<2, 3SEND_B0>2, 2RECV_B0<3, "
-                "2UNSHARD, 2RESHARD, 2REDUCE or 2REDUCE_TIED"
+                f"{word!r} is no action: write 2N0, 2F0, 2B0, 2I0, 2W0, 2SEND_F0>3, 3RECV_F0<2, 3SEND_B0>2, "
+                "2RECV_B0<3, 2UNSHARD, 2RESHARD, 2REDUCE or 2REDUCE_TIED"
             )
         stage = int(found["stage"])
         if found["compute"]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from fourfold.ir.schedule import COMPUTE, RECEIVES, SENDS, Action, Schedule, ScheduleError
 from fourfold.ir.schedule_waits import Queue, waits
+
+Chains = Sequence[Sequence[int]]
+"""Micro-steps that hold the chunks of one sequence, each in order; one may hold chunks of several."""
+Links = Mapping[int, Sequence[int]]
+"""By micro-step those that it has to come after."""
+Need = tuple[str, int, int]
+"""(kind, stage, micro-step), with B for I, and `first` for the forward that gives on: N where there is one, else F."""
 
 
 class DeadlockError(ScheduleError):
     """Actions that wait for each other; the text names them all."""
 
 
-def check(schedule: Schedule, *, queue: Queue = "pair") -> None:
+def check(schedule: Schedule, *, queue: Queue = "pair", chains: Chains = ()) -> None:
     """Refuses a schedule that would compute something wrong or never end, naming rank, action and what it lacks.
 
     Messages may be left out altogether (a schedule of computes), as may gathers; one is enough to want all of them.
+    chains: micro-steps of one sequence each, in order of its chunks. On every stage a chunk goes forward for the first
+    time after the chunk before it, whose keys it reads, and backward after the one behind it, whose gradients it takes;
+    a forward that runs again waits for its own N alone.
     Raises ScheduleError, DeadlockError for actions that wait for each other.
     """
     _shape(schedule)
@@ -25,8 +36,9 @@ def check(schedule: Schedule, *, queue: Queue = "pair") -> None:
             if not 0 <= action.stage < schedule.stages or schedule.owner[action.stage] != rank:
                 raise ScheduleError(f"rank {rank} {action}: stage {action.stage} does not lie on rank {rank}")
     _counts(schedule)
+    before, behind = _links(schedule, chains)
     for rank, line in enumerate(schedule.lines):
-        _order(schedule, rank, line)
+        _order(rank, line, before, behind)
         _gathers(rank, line)
         _reductions(rank, line)
     _dead_lock(schedule, queue)
@@ -53,6 +65,7 @@ def _counts(schedule: Schedule) -> None:
         for step in range(schedule.micro_steps):
             split = Action(stage, "I", step) in there or Action(stage, "W", step) in there
             wanted |= {Action(stage, kind, step) for kind in (("F", "I", "W") if split else ("F", "B"))}
+    wanted |= {action for action in there if action.kind == "N"}
     if any(action.kind in (*SENDS, *RECEIVES) for action in there):
         wanted.update(_messages(schedule))
     missing = min(wanted - there.keys(), key=_place, default=None)
@@ -86,28 +99,55 @@ def _messages(schedule: Schedule) -> Iterator[Action]:
             yield Action(low, "RECV_B", step, low + 1)
 
 
-def _order(schedule: Schedule, rank: int, line: tuple[Action, ...]) -> None:
+def _links(schedule: Schedule, chains: Chains) -> tuple[Links, Links]:
+    """The chunks before each, and those behind it. Raises ScheduleError for micro-steps that are not there or twice."""
+    before: dict[int, list[int]] = {}
+    behind: dict[int, list[int]] = {}
+    for chain in chains:
+        wrong = next((k for k in chain if not 0 <= k < schedule.micro_steps or list(chain).count(k) > 1), None)
+        if wrong is not None:
+            raise ScheduleError(
+                f"chunks in micro-steps {', '.join(map(str, chain))}: {wrong} is there twice or none of 0 to "
+                f"{schedule.micro_steps - 1}"
+            )
+        for step, later in pairwise(chain):
+            before.setdefault(later, []).append(step)
+            behind.setdefault(step, []).append(later)
+    return before, behind
+
+
+def _order(rank: int, line: tuple[Action, ...], before: Links, behind: Links) -> None:
     """Refuses an action that stands before what it needs on the same line."""
     at: dict[tuple[str, int, int], int] = {}
     for place, action in enumerate(line):
         at["B" if action.kind == "I" else action.kind, action.stage, action.micro_step] = place
+        if action.kind in ("N", "F"):
+            at.setdefault(("first", action.stage, action.micro_step), place)
     for place, action in enumerate(line):
-        for needed in _needs(schedule, action):
+        needs = _needs(action, before, behind)
+        if action.kind == "F" and ("N", action.stage, action.micro_step) in at:
+            needs = [("N", action.stage, action.micro_step)]
+        for needed in needs:
             found = at.get(needed)
             if found is not None and found > place:
                 raise ScheduleError(f"rank {rank} {action}: stands before {line[found]}, which it needs")
 
 
-def _needs(schedule: Schedule, action: Action) -> list[tuple[str, int, int]]:
-    """What an action needs, wherever it is, as (kind, stage, micro-step) with B for I."""
+def _needs(action: Action, before: Links, behind: Links) -> list[Need]:
+    """What an action needs, wherever it is; of an F that nothing is dropped of."""
     stage, step = action.stage, action.micro_step
-    if action.kind == "F":
-        return [("RECV_F", stage, step), ("F", stage - 1, step)]
+    if action.kind in ("N", "F"):
+        return [
+            ("RECV_F", stage, step),
+            ("first", stage - 1, step),
+            *(("first", stage, k) for k in before.get(step, ())),
+        ]
     if action.kind in ("B", "I"):
-        return [("F", stage, step), ("RECV_B", stage, step), ("B", stage + 1, step)]
+        later = [("B", stage, k) for k in behind.get(step, ())]
+        return [("F", stage, step), ("RECV_B", stage, step), ("B", stage + 1, step), *later]
     if action.kind == "W":
         return [("B", stage, step)]
-    return [(action.kind[5:], stage, step)] if action.kind in SENDS else []
+    return [("first" if action.kind == "SEND_F" else "B", stage, step)] if action.kind in SENDS else []
 
 
 def _gathers(rank: int, line: tuple[Action, ...]) -> None:

@@ -10,7 +10,7 @@ from fourfold.ir.schedule import COMPUTE, SENDS, Action, Schedule
 
 Queue = Literal["pair", "rank"]
 """What goes in order at both ends: the messages of a pair of ranks, or all those of a rank."""
-CODES = {"F": 0, "B": 1, "I": 1, "W": 2, "SEND_F": 3, "RECV_F": 3, "SEND_B": 4, "RECV_B": 4}
+CODES = {"F": 0, "B": 1, "I": 1, "W": 2, "SEND_F": 3, "RECV_F": 3, "SEND_B": 4, "RECV_B": 4, "N": 5}
 """What is one node has one code: I brings the gradient as B does, a message is its SEND."""
 
 
@@ -54,7 +54,10 @@ class Waits:
 
 
 def waits(schedule: Schedule, *, queue: Queue = "pair") -> Waits:
-    """The graph of a schedule in which every action is there once."""
+    """The graph of a schedule in which every action is there once.
+
+    Chunks of one sequence wait for each other inside a stage only, whose line orders them: they add nothing here.
+    """
     build = _Builder(schedule, queue)
     for rank, line in enumerate(schedule.lines):
         build.number(rank, line)
@@ -128,7 +131,10 @@ class _Builder:
         stage, step = action.stage, action.micro_step
         if action.kind == "W":
             return [self.numbers[self.key(CODES["B"], stage, step)]]
-        if action.kind == "F":
+        again = self.numbers.get(self.key(CODES["N"], stage, step)) if action.kind == "F" else None
+        if again is not None:
+            return [again]
+        if action.kind in ("N", "F"):
             return [self._from("F", stage - 1, step)] if stage > 0 else []
         own = self.numbers[self.key(CODES["F"], stage, step)]
         return [own, self._from("B", stage + 1, step)] if stage + 1 < self.schedule.stages else [own]
@@ -136,4 +142,6 @@ class _Builder:
     def _from(self, kind: Literal["F", "B"], stage: int, step: int) -> int:
         code = CODES["SEND_F"] if kind == "F" else CODES["SEND_B"]
         message = self.numbers.get(self.key(code, stage, step))
+        if message is None and kind == "F":
+            message = self.numbers.get(self.key(CODES["N"], stage, step))
         return self.numbers[self.key(CODES[kind], stage, step)] if message is None else message

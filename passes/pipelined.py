@@ -111,7 +111,7 @@ def timed_schedule(plan: Plan, costs: Sequence[StageCost], *, send: float) -> Ti
 
     def durations(stage: int, kind: str, step: int) -> float:
         cost = costs[stage]
-        if kind == "F":
+        if kind in ("N", "F"):
             return cost.first if step == 0 else cost.forward
         return cost.backward if kind == "B" else cost.split.get(kind, 0.0)
 

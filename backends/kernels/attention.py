@@ -19,10 +19,11 @@ from fourfold.backends.kernels.attention_aten import CPU_FLASH, FLASH
 from fourfold.backends.kernels.attention_case import Case, Gradients, Kernel, Softmax, case_of
 from fourfold.backends.kernels.attention_cudnn import CUDNN, MIXED
 from fourfold.backends.kernels.attention_reference import REFERENCE, accumulation
+from fourfold.backends.kernels.attention_triton import TRITON
 from fourfold.backends.kernels.documents import Documents
 from fourfold.hardware.errors import ModelError, RunError
 
-KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, FLASH, CPU_FLASH, REFERENCE)
+KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, TRITON, FLASH, CPU_FLASH, REFERENCE)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Packed attention through cuDNN's dense kernel, and a mix of it with FlashAttention for batches of uneven documents.
+"""Packed attention through cuDNN's dense kernel, and a mix of it with a packed kernel for batches of uneven documents.
 
 Causal, 32 heads of 128 on an H200, TFLOP/s forward/backward: cuDNN 522/353 at 2K tokens, 626/536 at 8K and 592/532
 at 32K, where FlashAttention-2 runs 262/211, 337/280 and 342/318; cuDNN's own packed form ran 375/406, hence documents
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fourfold.backends.kernels.attention_aten import FLASH
 from fourfold.backends.kernels.attention_case import Case, Gradients, Kernel, Softmax
+from fourfold.backends.kernels.attention_triton import TRITON
+from fourfold.backends.kernels.block_tiles import WIDEST
 from fourfold.backends.kernels.documents import (
     Documents,
     Span,
@@ -31,9 +33,11 @@ from fourfold.backends.kernels.documents import (
 
 # cuDNN before 9.22 runs, in both directions, heads up to this size, in steps of 8.
 CUDNN_HEAD_DIM = 128
-# Below this many tokens a document does not fill the kernel, and below this many a call does not hide its launch.
+# Equal neighbours go as one batch: below this many tokens a document does not fill the kernel, and below this many a
+# call does not hide its launch. One alone is no faster there than in the packed call of our own kernel below so many.
 WORTH_LENGTH = 512
 WORTH_TOKENS = 4096
+WORTH_ALONE = 4096
 # Buckets an octave of lengths has, and the finest step between two of them, in tokens.
 BUCKETS = 16
 FINEST = 64
@@ -41,7 +45,7 @@ FINEST = 64
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Documents [first, stop), tokens [start, end), that FlashAttention takes in one call; `longest` in tokens."""
+    """Documents [first, stop), tokens [start, end), that a packed kernel takes in one call; `longest` in tokens."""
 
     first: int
     stop: int
@@ -58,11 +62,13 @@ def bucket(length: int) -> int:
 
 def worth(span: Span) -> bool:
     """Whether cuDNN repays its call on this span."""
+    if span.count == 1:
+        return span.length >= WORTH_ALONE
     return span.length >= WORTH_LENGTH and span.tokens >= WORTH_TOKENS
 
 
 def pieces(lengths: tuple[int, ...]) -> Iterator[Span | Stretch]:
-    """Yield in storage order the spans cuDNN should take and, between them, the stretches FlashAttention should."""
+    """Yield in storage order the spans cuDNN should take and, between them, the stretches a packed kernel should."""
     first = document = start = 0
     token = longest = 0
     for span in spans(lengths):
@@ -105,14 +111,14 @@ def cudnn_backward(
 def mixed_forward(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, documents: Documents, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
-    """Out [T, H, D] and lse [H, T]: spans worth it through cuDNN, stretches between them through FlashAttention."""
+    """Out [T, H, D] and lse [H, T]: spans worth it through cuDNN, stretches between them through a packed kernel."""
     parts = []
     for piece in pieces(documents.lengths):
         if isinstance(piece, Span):
             parts.append(_span_forward(q_THD, k_TGD, v_TGD, piece, softmax))
             continue
         q, k, v = (x[piece.start : piece.end] for x in (q_THD, k_TGD, v_TGD))
-        parts.append(FLASH.forward(q, k, v, _part(documents, piece), softmax))
+        parts.append(_beside(q_THD).forward(q, k, v, _part(documents, piece), softmax))
     return _joined_forward(parts, q_THD)
 
 
@@ -135,7 +141,7 @@ def mixed_backward(
             continue
         grad, q, k, v, out = (x[piece.start : piece.end] for x in tensors)
         lse = lse_HT[:, piece.start : piece.end].contiguous()
-        parts.append(FLASH.backward(grad, q, k, v, out, lse, _part(documents, piece), softmax))
+        parts.append(_beside(q_THD).backward(grad, q, k, v, out, lse, _part(documents, piece), softmax))
     return _joined_backward(parts, (q_THD, k_TGD, v_TGD))
 
 
@@ -178,6 +184,11 @@ def _span_backward(
         scale=softmax.scale,
     )
     return tuple(packed(x[:, :, : span.length]) for x in (dq, dk, dv))  # type: ignore[return-value]
+
+
+def _beside(q_THD: Tensor) -> Kernel:
+    """Who takes the short documents: our own kernel, where heads are not too wide for it."""
+    return TRITON if q_THD.shape[2] <= WIDEST else FLASH
 
 
 def _padding(span: Span, softmax: Softmax) -> int:
@@ -235,14 +246,13 @@ def _suits(case: Case) -> bool:
     found = tuple(spans(case.lengths))
     if case.capability < (9, 0) or not found:
         return False
-    return (len(found) == 1 and found[0].length >= WORTH_LENGTH) or (case.softmax.causal and all(map(worth, found)))
+    one_batch = len(found) == 1 and found[0].length >= WORTH_LENGTH
+    return one_batch or (case.softmax.causal and all(map(worth, found)))
 
 
 def _mixed_suits(case: Case) -> bool:
-    """On Hopper and later, causal, if most of the work (the sum of squared lengths) lies in spans that are worth it."""
-    work = sum(length * length for length in case.lengths)
-    covered = sum(span.length * span.tokens for span in spans(case.lengths) if worth(span))
-    return case.capability >= (9, 0) and case.softmax.causal and 2 * covered >= work
+    """On Hopper and later, causal, if a span is worth it."""
+    return case.capability >= (9, 0) and case.softmax.causal
 
 
 CUDNN = Kernel("aten_cudnn", claims=_claims, suits=_suits, forward=cudnn_forward, backward=cudnn_backward)

@@ -70,6 +70,30 @@ def stacked(seen: Sequence[Rectangle], rows: int) -> list[Tensor]:
     return found
 
 
+@lru_cache(maxsize=16)
+def packed_layer(
+    lengths: tuple[int, ...],
+    *,
+    causal: bool,
+    window: int | None,
+    sizes: tuple[Sizes, Sizes, Sizes],
+    device: torch.device,
+) -> Layer:
+    """The spans of documents packed one behind the other, each over itself, and the jobs of the three kernels."""
+    ends = torch.tensor(lengths).cumsum(0)
+    total = int(ends[-1])
+    row, length = torch.arange(total), torch.tensor(lengths)
+    end = ends.repeat_interleave(length)
+    first = end - length.repeat_interleave(length)
+    past = row + 1 if causal else end
+    if window is not None:
+        first = torch.maximum(first, row - window + 1)
+    spans = torch.stack((first, past)).to(torch.int32)
+    forward, query, key = sizes
+    jobs = row_jobs(spans, forward), row_jobs(spans, query), key_jobs(spans, total, key)
+    return Layer(*(moved(x, device) for x in (spans, *jobs)))
+
+
 def row_jobs(spans_2M: Tensor, sizes: Sizes) -> Tensor:
     """Jobs of tiles of rows: from the first key any row sees to the last, without a mask where all rows see all."""
     first, past = _tiled(spans_2M, sizes.rows)
@@ -91,15 +115,47 @@ def key_jobs(spans_2M: Tensor, keys: int, sizes: Sizes) -> Tensor:
     high = (low + sizes.keys).clamp(max=keys)
     some = past > first
     least = torch.where(some, first, torch.iinfo(torch.int32).max).amin(1)
-    touched = (least[:, None] < high) & (past.amax(1)[:, None] > low)
-    full = (first.amax(1)[:, None] <= low) & (past.amin(1)[:, None] >= high) & some.all(1)[:, None]
-    place = torch.arange(first.shape[0])[:, None]
-    begin, end = _first(touched, place), torch.where(touched, place + 1, 0).amax(0)
-    full_begin = _first(full, place)
-    full_end = _first(~full & (place >= full_begin), place)
+    whole = some.all(1)
+    tiles = (least, past.amax(1), torch.where(whole, first.amax(1), torch.iinfo(torch.int32).max), past.amin(1))
+    begin, end, full_begin, full_end = (_in_order if _rising(*tiles, whole) else _anywhere)(low, high, *tiles)
     left = torch.where(full_end > full_begin, full_begin - begin, 0)
-    found = torch.stack((low, begin * sizes.rows, left, full_end - full_begin, (end - begin).clamp(min=0)), 1)
-    return _longest_first(found)
+    full = (full_end - full_begin).clamp(min=0)
+    return _longest_first(torch.stack((low, begin * sizes.rows, left, full, (end - begin).clamp(min=0)), 1))
+
+
+Marks = tuple[Tensor, Tensor, Tensor, Tensor]
+"""For each tile of keys: the first tile of rows that sees one, the one past the last; likewise those that see all."""
+
+
+def _anywhere(low: Tensor, high: Tensor, least: Tensor, most: Tensor, first: Tensor, past: Tensor) -> Marks:
+    """By looking at each tile of rows: it sees keys from `least` to `most`, and all of its rows those from `first` to
+    `past`."""
+    place = torch.arange(least.shape[0])[:, None]
+    touched = (least[:, None] < high) & (most[:, None] > low)
+    full = (first[:, None] <= low) & (past[:, None] >= high)
+    full_begin = _first(full, place)
+    return (
+        _first(touched, place),
+        torch.where(touched, place + 1, 0).amax(0),
+        full_begin,
+        _first(~full & (place >= full_begin), place),
+    )
+
+
+def _in_order(low: Tensor, high: Tensor, least: Tensor, most: Tensor, first: Tensor, past: Tensor) -> Marks:
+    """The same where all of them rise from tile to tile: by bisection."""
+    return (
+        torch.searchsorted(most, low, right=True),
+        torch.searchsorted(least, high),
+        torch.searchsorted(past, high),
+        torch.searchsorted(first, low, right=True),
+    )
+
+
+def _rising(least: Tensor, most: Tensor, first: Tensor, past: Tensor, whole: Tensor) -> bool:
+    """Whether tiles can be bisected: all rows but those past the last see a key, and later ones later keys."""
+    past[-1] = past[-1] if whole[-1] else most[-1]
+    return bool(whole[:-1].all()) and all(bool((x[1:] >= x[:-1]).all()) for x in (least, most, first, past))
 
 
 def _span(one: Rectangle) -> tuple[Tensor, Tensor]:

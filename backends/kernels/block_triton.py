@@ -40,13 +40,11 @@ class TritonBlock:
         """One launch a layer of spans."""
         tiles = self._tiles(q_THD)
         heads = q_THD.shape[1]
-        q, kv = q_THD.contiguous(), kv_2NGD.contiguous()
+        q, k, v = (x.contiguous() for x in (q_THD, *kv_2NGD))
         assert sums.out.is_contiguous() and sums.lse.is_contiguous()
-        for layer in _layers(seen, q, kv, tiles):
-            tensors = (q, kv, sums.out, sums.lse, layer.spans_2M, layer.forward)
-            forward_kernel[(len(layer.forward), heads)](
-                *tensors, *_counts(q, kv), scale, **_fixed(q, kv, tiles.forward)
-            )
+        for layer in _layers(seen, q, k, tiles):
+            tensors = (q, k, v, sums.out, sums.lse, layer.spans_2M, layer.forward)
+            forward_kernel[(len(layer.forward), heads)](*tensors, *_counts(q, k), scale, **fixed(q, k, tiles.forward))
 
     def merge(self, sums: Sums, out_MHD: Tensor, lse_HM: Tensor) -> None:
         """One launch."""
@@ -65,18 +63,18 @@ class TritonBlock:
     ) -> None:
         """Two launches a layer, and one for the delta unless `out` is it."""
         tiles = self._tiles(q_THD)
-        grad, q, kv, lse = (x.contiguous() for x in (grad_THD, q_THD, kv_2NGD, lse_HT))
+        grad, q, k, v, lse = (x.contiguous() for x in (grad_THD, q_THD, *kv_2NGD, lse_HT))
         delta = out.contiguous() if out.dim() == 2 else delta_of(grad, out)
-        dq, dkv = into
-        assert dq.is_contiguous() and dkv.is_contiguous()
-        heads, groups = q.shape[1], kv.shape[2]
-        for layer in _layers(seen, q, kv, tiles):
-            given, counts = (q, kv, grad, lse, delta), _counts(q, kv)
+        dq, (dk, dv) = into
+        assert dq.is_contiguous() and dk.is_contiguous() and dv.is_contiguous()
+        heads, groups = q.shape[1], k.shape[1]
+        for layer in _layers(seen, q, k, tiles):
+            given, counts = (q, k, v, grad, lse, delta), _counts(q, k)
             query_kernel[(len(layer.query), heads)](
-                *given, dq, layer.spans_2M, layer.query, *counts, scale, **_fixed(q, kv, tiles.query)
+                *given, dq, layer.spans_2M, layer.query, *counts, scale, **fixed(q, k, tiles.query)
             )
             key_kernel[(len(layer.key), groups)](
-                *given, dkv, layer.spans_2M, layer.key, *counts, scale, **_fixed(q, kv, tiles.key)
+                *given, dk, dv, layer.spans_2M, layer.key, *counts, scale, **fixed(q, k, tiles.key)
             )
 
     def _tiles(self, q_THD: Tensor) -> Tiles:
@@ -98,25 +96,26 @@ def padded(width: int) -> int:
     return max(16, int(triton.next_power_of_2(width)))
 
 
-def _layers(seen: tuple[Rectangle, ...], q: Tensor, kv: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
+def _layers(seen: tuple[Rectangle, ...], q: Tensor, k: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
     sizes = (tiles.forward.sizes, tiles.query.sizes, tiles.key.sizes)
-    return layers(seen, _counts(q, kv), sizes, q.device)
+    return layers(seen, _counts(q, k), sizes, q.device)
 
 
-def _counts(q: Tensor, kv: Tensor) -> tuple[int, int]:
-    return q.shape[0], kv.shape[1]
+def _counts(q: Tensor, k: Tensor) -> tuple[int, int]:
+    return q.shape[0], k.shape[0]
 
 
-def _fixed(q: Tensor, kv: Tensor, tile: Tile) -> Mapping[str, int]:
-    """What a kernel is compiled for."""
+def fixed(q: Tensor, k: Tensor, tile: Tile, *, fresh: bool = False) -> Mapping[str, int]:
+    """What a kernel is compiled for; `fresh` where its results are written, not added to."""
     heads, width = q.shape[1:]
     return {
         "HEADS": heads,
-        "GROUPS": kv.shape[2],
+        "GROUPS": k.shape[1],
         "WIDTH": width,
         "PADDED": padded(width),
         "ROWS": tile.rows,
         "KEYS": tile.keys,
+        "FRESH": fresh,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

@@ -37,7 +37,8 @@ def delta_kernel(
 @triton.jit(do_not_specialize=["rows", "keys"])
 def query_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     grad_MHD: tl.tensor,
     lse_HM: tl.tensor,
     delta_HM: tl.tensor,
@@ -53,8 +54,9 @@ def query_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
-    """Adds to dq, in place, what a tile of rows finds in the keys it sees."""
+    """Adds to dq, in place, what a tile of rows finds in the keys it sees. FRESH: there is nothing in it yet."""
     start, low, left, full, steps = job(jobs)
     head = tl.program_id(1)
     row, column = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
@@ -63,8 +65,8 @@ def query_kernel(
     first, past, lse, delta = rows_of(spans_2M, lse_HM, delta_HM, row, rows, head)
     q = tl.load(q_MHD + places, mask=inside, other=0.0)
     grad = tl.load(grad_MHD + places, mask=inside, other=0.0)
-    k_at = kv_2NGD + (head // (HEADS // GROUPS)) * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
+    k_at = k_NGD + (head // (HEADS // GROUPS)) * WIDTH
+    v_at = v_NGD + (head // (HEADS // GROUPS)) * WIDTH
     acc = tl.zeros((ROWS, PADDED), tl.float32)
     for step in range(steps - full):
         at = low + tl.where(step < left, step, step + full) * KEYS
@@ -78,18 +80,22 @@ def query_kernel(
         k, v = keys_of(k_at, v_at, low + step * KEYS, keys, False, GROUPS, WIDTH, PADDED, KEYS)
         ds = weights(q, k, lse[:, None], scale) * (tl.dot(grad, tl.trans(v), input_precision="ieee") - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee")
-    known = tl.load(dq_MHD + places, mask=inside, other=0.0)
-    tl.store(dq_MHD + places, known + acc * scale, mask=inside & (past > first)[:, None])
+    found = acc * scale
+    if not FRESH:
+        found += tl.load(dq_MHD + places, mask=inside, other=0.0)
+    tl.store(dq_MHD + places, found, mask=inside & (past > first)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "keys"])
 def key_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     grad_MHD: tl.tensor,
     lse_HM: tl.tensor,
     delta_HM: tl.tensor,
-    dkv_2NGD: tl.tensor,
+    dk_NGD: tl.tensor,
+    dv_NGD: tl.tensor,
     spans_2M: tl.tensor,
     jobs: tl.tensor,
     rows: tl.tensor,
@@ -101,13 +107,15 @@ def key_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
-    """Adds to dk and dv, in place, what a tile of keys gets from the rows that see it, over all heads that read it."""
+    """Adds to dk and dv, in place, what a tile of keys gets from the rows that see it, over all heads that read it.
+
+    FRESH: there is nothing in them yet.
+    """
     start, low, left, full, steps = job(jobs)
     group = tl.program_id(1)
-    k_at = kv_2NGD + group * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
-    k, v = keys_of(k_at, v_at, start, keys, True, GROUPS, WIDTH, PADDED, KEYS)
+    k, v = keys_of(k_NGD + group * WIDTH, v_NGD + group * WIDTH, start, keys, True, GROUPS, WIDTH, PADDED, KEYS)
     dk = tl.zeros((KEYS, PADDED), tl.float32)
     dv = tl.zeros((KEYS, PADDED), tl.float32)
     for member in range(HEADS // GROUPS):
@@ -126,8 +134,8 @@ def key_kernel(
             place = head.to(tl.int64) * rows + at + tl.arange(0, ROWS)
             lse, delta = tl.load(lse_HM + place) * 1.4426950408889634, tl.load(delta_HM + place)
             dk, dv = given(dk, dv, weights(k, q, lse[None, :], scale), v, q, grad, delta)
-    added(dkv_2NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS)
-    added(dkv_2NGD + (keys.to(tl.int64) * GROUPS + group) * WIDTH, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS)
+    added(dk_NGD + group * WIDTH, dk * scale, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
+    added(dv_NGD + group * WIDTH, dv, start, keys, GROUPS, WIDTH, PADDED, KEYS, FRESH)
 
 
 @triton.jit
@@ -197,10 +205,12 @@ def added(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
     """Adds a tile of keys [keys, D] to the sums of its group."""
     key, column = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
     inside = (key < keys)[:, None] & (column < WIDTH)[None, :]
     places = key.to(tl.int64)[:, None] * (GROUPS * WIDTH) + column[None, :]
-    known = tl.load(into + places, mask=inside, other=0.0)
-    tl.store(into + places, known + share, mask=inside)
+    if not FRESH:
+        share += tl.load(into + places, mask=inside, other=0.0)
+    tl.store(into + places, share, mask=inside)

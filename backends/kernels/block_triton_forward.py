@@ -13,7 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["rows", "keys"])
 def forward_kernel(
     q_MHD: tl.tensor,
-    kv_2NGD: tl.tensor,
+    k_NGD: tl.tensor,
+    v_NGD: tl.tensor,
     out_MHD: tl.tensor,
     lse_HM: tl.tensor,
     spans_2M: tl.tensor,
@@ -27,8 +28,12 @@ def forward_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    FRESH: tl.constexpr,
 ) -> None:
-    """Adds the keys of the spans to out and lse, in place; rows that see none stay as they are, to the bit."""
+    """Adds the keys of the spans to out and lse, in place; rows that see none stay as they are, to the bit.
+
+    FRESH: there is nothing in them yet, and out may be of any dtype.
+    """
     start, low, left, full, steps = job(jobs)
     head = tl.program_id(1)
     row, column = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
@@ -38,11 +43,15 @@ def forward_kernel(
     past = tl.load(spans_2M + rows + row, mask=row < rows, other=0)
     lse_at = lse_HM + head.to(tl.int64) * rows + row
     q = tl.load(q_MHD + places, mask=inside, other=0.0)
-    acc = tl.load(out_MHD + places, mask=inside, other=0.0)
-    top = tl.load(lse_at, mask=row < rows, other=float("-inf")) * 1.4426950408889634
+    if FRESH:
+        acc = tl.zeros((ROWS, PADDED), tl.float32)
+        top = tl.full((ROWS,), float("-inf"), tl.float32)
+    else:
+        acc = tl.load(out_MHD + places, mask=inside, other=0.0)
+        top = tl.load(lse_at, mask=row < rows, other=float("-inf")) * 1.4426950408889634
     total = tl.where(top == float("-inf"), 0.0, 1.0)
-    k_at = kv_2NGD + (head // (HEADS // GROUPS)) * WIDTH
-    v_at = k_at + keys.to(tl.int64) * GROUPS * WIDTH
+    k_at = k_NGD + (head // (HEADS // GROUPS)) * WIDTH
+    v_at = v_NGD + (head // (HEADS // GROUPS)) * WIDTH
     scale = scale * 1.4426950408889634
     for step in range(steps - full):
         at = low + tl.where(step < left, step, step + full) * KEYS

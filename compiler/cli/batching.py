@@ -26,7 +26,7 @@ LONGEST = 8
 
 
 def batch(
-    lengths: Annotated[str, typer.Argument(metavar="NAME|FILE", help="wikipedia, prolong, pretrain; or one a line.")],
+    lengths: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped list, such as wikipedia; or a file.")],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="As for `plan`.")],
     hardware: options.Hardware = None,
     tokens_per_step: options.Tokens = None,

@@ -21,7 +21,7 @@ Hardware = Annotated[
 Length = Annotated[str | None, typer.Option("--length", metavar="N", help="Tokens of every sequence, such as 8k.")]
 Lengths = Annotated[
     str | None,
-    typer.Option("--lengths", metavar="FILE", help="Lengths, one a line; or wikipedia, prolong, pretrain."),
+    typer.Option("--lengths", metavar="FILE", help="One a line; or wikipedia, prolong, pretrain, commoncrawl, heavy."),
 ]
 Tokens = Annotated[str | None, typer.Option("--tokens-per-step", metavar="N", help="Tokens of one step, such as 4M.")]
 Pins = Annotated[

@@ -65,7 +65,7 @@ def run(
     """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
     from fourfold.compiler.corpus import read_corpus
 
-    _refuse_torchrun()
+    _refuse(rate)
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
     changed = values.pairs(override or (), "--set")
     corpus, module = read_corpus(data, length=window), model_of(model, changed)
@@ -92,9 +92,12 @@ def run(
     dump(report) if as_json else show([section(report)])
 
 
-def _refuse_torchrun() -> None:
+def _refuse(rate: float) -> None:
+    """Raises UsageError for what no run can be started with: torchrun around it, a learning rate that is none."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
+    if not 0.0 < rate < float("inf"):
+        raise UsageError(f"--lr {rate:g} is no learning rate: give a number above 0")
 
 
 def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from fourfold.backends.batching import padded, placed
+from fourfold.backends.batching import dealt_turns, padded
 from fourfold.backends.parts import Place, local, part_of, place_of
 from fourfold.backends.program import Options, Program
 from fourfold.backends.traffic import Traffic
@@ -41,9 +41,8 @@ class Job:
     def padded_tokens(self, rank: int) -> tuple[int, ...]:
         """Tokens of each micro-step of a rank, padding included."""
         lengths = [len(item["tokens"]) for item in self.batch]
-        mine = placed(lengths, self.plan, self.plan.mesh.place(rank, "pool"))
-        held = (max(s.tokens for s in shards) if shards else sum(lengths[i] for i in docs) for docs, shards in mine)
-        return tuple(padded(tokens, self.plan.bucket) for tokens in held)
+        mine = dealt_turns(lengths, self.plan, self.plan.mesh.place(rank, "pool"))
+        return tuple(padded(turn.most, self.plan.bucket) for turn in mine)
 
 
 @dataclass(frozen=True, slots=True)

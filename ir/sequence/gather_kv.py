@@ -17,7 +17,7 @@ from fourfold.ir.sequence.tokens import Shard, joined
 
 def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, job: Job) -> tuple[Tensor, Saved]:
     """Every rank sends 2 x its keys to each of the others."""
-    sums, own_2TGD = block.empty(q_THD), torch.stack((k_TGD, v_TGD))
+    sums, own_2TGD = block.empty(q_THD), job.stored(comm.rank, k_TGD, v_TGD)
     coming = _gather(comm, own_2TGD, job)
     block.forward(sums, q_THD, own_2TGD, job.seen(comm.rank, comm.rank), job.softmax.scale)
     others_2SGD = _others(coming)
@@ -31,7 +31,7 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
     """Every rank sends 2 x its keys, and to each of the others 2 x that one's gradients in `job.travel`."""
     q_THD, own_2TGD, out_THD, lse_HT = saved
     coming = _gather(comm, own_2TGD, job)
-    dq_THD, sum_2TGD = zeros(q_THD), zeros(own_2TGD)
+    dq_THD, sum_2TGD = zeros(q_THD), job.sums(own_2TGD)
     scale = job.softmax.scale
     seen = job.seen(comm.rank, comm.rank)
     block.backward((dq_THD, sum_2TGD), grad_THD, q_THD, own_2TGD, out_THD, lse_HT, seen, scale)
@@ -41,13 +41,12 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
         block.backward((dq_THD, into_2SGD), grad_THD, q_THD, others_2SGD, out_THD, lse_HT, seen, scale)
         for share_2TGD in _home(comm, into_2SGD, sum_2TGD, job):
             sum_2TGD += share_2TGD
-    dk_TGD, dv_TGD = sum_2TGD.to(q_THD.dtype)
-    return dq_THD.to(q_THD.dtype), dk_TGD, dv_TGD
+    return dq_THD.to(q_THD.dtype), *job.own(sum_2TGD, comm.rank, q_THD.dtype)
 
 
 def _gather(comm: Comm, own_2TGD: Tensor, job: Job) -> Handle:
     rest = own_2TGD.shape[2:]
-    return all_gather(comm, own_2TGD, [(2, one.tokens, *rest) for one in job.shards])
+    return all_gather(comm, own_2TGD, [(2, job.keys(rank).tokens, *rest) for rank in range(comm.size)])
 
 
 def _others(coming: Handle) -> Tensor | None:
@@ -58,7 +57,7 @@ def _others(coming: Handle) -> Tensor | None:
 
 def _elsewhere(comm: Comm, job: Job) -> Shard:
     """How `_others` stores its tokens."""
-    return joined([one for rank, one in enumerate(job.shards) if rank != comm.rank])
+    return joined([job.keys(rank) for rank in range(comm.size) if rank != comm.rank])
 
 
 def _seen(comm: Comm, job: Job) -> tuple[Rectangle, ...]:
@@ -68,7 +67,7 @@ def _seen(comm: Comm, job: Job) -> tuple[Rectangle, ...]:
 def _home(comm: Comm, into_2SGD: Tensor, own_2TGD: Tensor, job: Job) -> tuple[Tensor, ...]:
     """The gradients of this rank's keys that the others found."""
     travel = job.travel or accumulation(own_2TGD.dtype)
-    sizes = [one.tokens for rank, one in enumerate(job.shards) if rank != comm.rank]
+    sizes = [job.keys(rank).tokens for rank in range(comm.size) if rank != comm.rank]
     shares = [share.to(travel) for share in into_2SGD.split(sizes, 1)]  # type: ignore[no-untyped-call]
     parts = with_own(comm, [share.contiguous() for share in shares], own_2TGD.to(travel))
     return all_to_all(comm, parts, [tuple(own_2TGD.shape)] * comm.size, name="reduce_scatter").wait()

@@ -7,7 +7,7 @@ h // (H / G)), D head dimension. Sums are in the accumulation dtype: float32, or
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,11 +15,40 @@ from torch import Tensor
 
 from fourfold.ir.comm import Comm
 from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
-from fourfold.ir.sequence.tokens import Shard
+from fourfold.ir.sequence.tokens import Shard, joined
 
 Saved = tuple[Tensor, ...]
 Gradients = tuple[Tensor, Tensor, Tensor]
 """Of q, k and v."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """Keys and values of a sequence that passes through one attention chunk by chunk, as one rank stores them.
+
+    rows: of all its chunks; kv [2, rows, G, D], filled chunk by chunk; sums, the gradients of all of them in the
+    accumulation dtype, from the backward of the last chunk to that of the first.
+    """
+
+    rows: int
+    kv: Tensor | None = None
+    sums: Tensor | None = None
+
+    def store(self, k_TGD: Tensor, v_TGD: Tensor, at: int) -> Tensor:
+        """All keys and values up to those of this chunk, which begin in row `at`."""
+        if self.kv is None:
+            self.kv = k_TGD.new_empty((2, self.rows, *k_TGD.shape[1:]))
+        past = at + k_TGD.shape[0]
+        for there, x in zip(self.kv, (k_TGD, v_TGD), strict=True):
+            there[at:past] = x
+        return self.kv[:, :past]
+
+    def summed(self, past: int) -> Tensor:
+        """The gradients of all keys and values before row `past`, to be added to in place."""
+        assert self.kv is not None, "a backward follows a forward"
+        if self.sums is None:
+            self.sums = zeros(self.kv)
+        return self.sums[:, :past]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +56,49 @@ class Job:
     """One attention of a group: which tokens each rank holds, the softmax, and how to run it.
 
     `ulysses` ranks that stand together exchange heads for tokens, where the method does; `travel` is the dtype in which
-    gradients of keys and values (or queries) go from rank to rank, None for the accumulation dtype.
+    gradients of keys and values (or queries) go from rank to rank, None for the accumulation dtype. Of a chunk,
+    `earlier` are the keys that each rank holds of those before it, and `carried` has them on this rank.
     """
 
     shards: tuple[Shard, ...]
     softmax: Softmax
     ulysses: int = 1
     travel: torch.dtype | None = None
+    earlier: tuple[Shard, ...] = ()
+    carried: Carried | None = None
+    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
+
+    def keys(self, rank: int) -> Shard:
+        """The tokens whose keys a rank holds: of a chunk, those before it first."""
+        return joined((self.earlier[rank], self.shards[rank])) if self.earlier else self.shards[rank]
 
     def seen(self, queries: int, keys: int) -> tuple[Rectangle, ...]:
-        """What rank `queries` sees of the keys of rank `keys`."""
-        return rectangles(self.shards[queries], self.shards[keys], self.softmax)
+        """What rank `queries` sees of the keys of rank `keys`; found once, as every layer asks."""
+        key = self.softmax, queries, keys
+        if key not in self.known:
+            self.known[key] = rectangles(self.shards[queries], self.keys(keys), self.softmax)
+        return self.known[key]
+
+    def stored(self, rank: int, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        """The keys and values that this rank holds, [2, S, G, D], with those it has just made."""
+        if self.carried is None:
+            return torch.stack((k_TGD, v_TGD))
+        return self.carried.store(k_TGD, v_TGD, self.earlier[rank].tokens)
+
+    def again(self, rank: int, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        """What `stored` gave, from the same keys and values."""
+        if self.carried is None or self.carried.kv is None:
+            return self.stored(rank, k_TGD, v_TGD)
+        return self.carried.kv[:, : self.keys(rank).tokens]
+
+    def sums(self, kv_2SGD: Tensor) -> Tensor:
+        """What the gradients of this rank's keys and values are added to."""
+        return zeros(kv_2SGD) if self.carried is None else self.carried.summed(kv_2SGD.shape[1])
+
+    def own(self, sums_2SGD: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The gradients, all added up, of the keys and the values that were made here, [T, G, D] each."""
+        dk_TGD, dv_TGD = sums_2SGD[:, sums_2SGD.shape[1] - self.shards[rank].tokens :].to(dtype)
+        return dk_TGD, dv_TGD
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +150,15 @@ class Method:
 
     forward: (comm, block, q, k, v, job) -> (out [T, H, D] in the dtype of q, what backward needs);
     backward: (comm, block, grad, saved, job) -> gradients of q, k and v in their dtypes;
-    plain: what it saves is (q, kv [2, T, G, D], results..), so that a replay that has the results makes the rest anew.
+    plain: what it saves is (q, kv [2, S, G, D], results..), so that a replay that has the results makes the rest anew;
+    merges: the first of these results is out, which it makes by merging blocks.
     """
 
     name: str
     forward: Callable[[Comm, Block, Tensor, Tensor, Tensor, Job], tuple[Tensor, Saved]]
     backward: Callable[[Comm, Block, Tensor, Saved, Job], Gradients]
     plain: bool = True
+    merges: bool = True
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

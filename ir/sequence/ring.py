@@ -7,7 +7,6 @@ after n - 1 hops, where j's own share is added.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fourfold.ir.comm import Comm, Handle, shift
@@ -16,7 +15,7 @@ from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, ac
 
 def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, job: Job) -> tuple[Tensor, Saved]:
     """Every rank sends 2 x its keys n - 1 times."""
-    sums, own_2TGD = block.empty(q_THD), torch.stack((k_TGD, v_TGD))
+    sums, own_2TGD = block.empty(q_THD), job.stored(comm.rank, k_TGD, v_TGD)
     current_2TGD = own_2TGD
     for step in range(comm.size):
         source = (comm.rank - step) % comm.size
@@ -31,7 +30,7 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
 def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job) -> Gradients:
     """Every rank sends 2 x its keys, and 2 x the gradients of others' in `job.travel`, n - 1 times each."""
     q_THD, current_2TGD, out_THD, lse_HT = saved
-    dq_THD, own_2TGD = zeros(q_THD), zeros(current_2TGD)
+    dq_THD, own_2TGD = zeros(q_THD), job.sums(current_2TGD)
     summed_2TGD, following = own_2TGD, None
     travel = job.travel or accumulation(q_THD.dtype)
     for step in range(comm.size):
@@ -49,8 +48,7 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
             (current_2TGD,) = coming.wait()
     if following is not None:
         own_2TGD += following.wait()[0]
-    dk_TGD, dv_TGD = own_2TGD.to(q_THD.dtype)
-    return dq_THD.to(q_THD.dtype), dk_TGD, dv_TGD
+    return dq_THD.to(q_THD.dtype), *job.own(own_2TGD, comm.rank, q_THD.dtype)
 
 
 def _pass_on(comm: Comm, current_2TGD: Tensor, job: Job, step: int) -> Handle | None:
@@ -67,7 +65,7 @@ def _follow(comm: Comm, summed_2TGD: Tensor, job: Job, step: int) -> Handle:
 
 def _shape(like: Tensor, job: Job, rank: int) -> tuple[int, ...]:
     """Of the keys of a rank."""
-    return (2, job.shards[rank % len(job.shards)].tokens, *like.shape[2:])
+    return (2, job.keys(rank % len(job.shards)).tokens, *like.shape[2:])
 
 
 RING = Method("ring", forward, backward)

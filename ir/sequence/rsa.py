@@ -133,4 +133,4 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulation(x.dtype))
 
 
-RSA = Method("rsa", forward, backward)
+RSA = Method("rsa", forward, backward, merges=False)

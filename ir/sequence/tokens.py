@@ -115,15 +115,18 @@ def laid(layout: str, lengths: tuple[int, ...], n: int, inner: int = 1) -> tuple
 def _stretches(held: Shard, n: int) -> tuple[Shard, ...]:
     """What one rank stores, cut into n stretches whose sizes differ by one token at most."""
     cuts = [held.tokens * rank // n for rank in range(n + 1)]
-    found = []
-    for low, high in pairwise(cuts):
-        spans = [(run, max(low, run.at), min(high, run.at + run.count)) for run in held.runs]
-        found.append(
-            shard(
-                [(run.document, run.start + (a - run.at) * run.step, b - a, run.step) for run, a, b in spans if a < b]
-            )
-        )
-    return tuple(found)
+    return tuple(stretch(held, low, high) for low, high in pairwise(cuts))
+
+
+def stretch(held: Shard, low: int, high: int) -> Shard:
+    """What is stored from place `low` to place `high`."""
+    spans = [(run, max(low, run.at), min(high, run.at + run.count)) for run in held.runs]
+    return shard([(run.document, run.start + (a - run.at) * run.step, b - a, run.step) for run, a, b in spans if a < b])
+
+
+def named(held: Shard, documents: Sequence[int]) -> Shard:
+    """The same tokens, document i called documents[i]."""
+    return Shard(tuple(replace(run, document=documents[run.document]) for run in held.runs))
 
 
 def shifted(held: Shard, starts: Sequence[int]) -> Shard:

@@ -165,5 +165,5 @@ def _on(index: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.tensor(index, device=like.device)
 
 
-ULYSSES = Method("ulysses", forward, backward, plain=False)
-USP = Method("usp", forward, backward, plain=False)
+ULYSSES = Method("ulysses", forward, backward, plain=False, merges=False)
+USP = Method("usp", forward, backward, plain=False, merges=False)

@@ -8,11 +8,20 @@ from types import MappingProxyType
 
 from fourfold.passes.batch.auto import Policy, auto
 from fourfold.passes.batch.bytescale import bytescale
+from fourfold.passes.batch.chunkflow import chunkflow
+from fourfold.passes.batch.flexsp import flexsp
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
 
 SINGLE: Mapping[str, Policy] = MappingProxyType(
-    {"pack": pack, "static_cp": static_cp, "homogeneous": homogeneous, "bytescale": bytescale}
+    {
+        "pack": pack,
+        "static_cp": static_cp,
+        "homogeneous": homogeneous,
+        "bytescale": bytescale,
+        "chunkflow": chunkflow,
+        "flexsp": flexsp,
+    }
 )
 """Each follows one idea."""
 

@@ -50,9 +50,9 @@ class Terms:
 
     fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
-    many lie in one node. forward: the share of `linear` that is a first forward. kept: bytes that a token keeps for its
-    backward. host: bytes a second to the host's memory. hidden: bytes of a token's hidden state. stages: ranks of a
-    line of pipeline stages, of which the slowest runs the share `slowest` of a micro-step.
+    many lie in one node. forward: the share of a micro-step that is a first forward. kept: bytes that a token keeps for
+    its backward. host: bytes a second to the host's memory. stages: ranks of a line of pipeline stages, of which the
+    slowest runs the share `slowest` of a micro-step. hidden: bytes of a token's hidden state.
     """
 
     machine: Machine

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fourfold.ir.batch import BatchPlan, Move, Piece, Team
+from fourfold.ir.batch import BatchPlan, Move, Team
 from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.terms import Terms
 
 
@@ -57,15 +57,16 @@ class MicroStep:
         return found
 
 
-def timed(batch: BatchPlan, terms: Terms) -> Timing:
+def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing:
     """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all.
 
     A line of p stages takes its rank's micro-steps one after the other at the pace of its slowest stage, and p - 1
     times the longest of them to fill and to drain: exact for equal ones (1F1B), near it for others.
+    paces: what each rank's seconds are multiplied by, if they differ.
     """
     clock, busy, longest = (np.zeros(batch.ranks) for _ in range(3))
     for step in micro_steps(batch, terms):
-        own = step.own
+        own = step.own * np.array(paces) if paces else step.own
         busy += own
         for ranks in [np.arange(batch.ranks)] if terms.bounds.zero > 1 else step.joined:
             clock[ranks] = clock[ranks].max() + own[ranks].max()
@@ -83,7 +84,7 @@ def timed(batch: BatchPlan, terms: Terms) -> Timing:
 
 def micro_steps(batch: BatchPlan, terms: Terms) -> Iterator[MicroStep]:
     """Each micro-step in order."""
-    again, teams = dropped(batch), _by_step(batch.teams)
+    twice, teams = again(batch, terms.bounds.zero), _by_step(batch.teams)
     tokens: dict[int, dict[int, int]] = {}
     for (rank, step), many in batch.run.items():
         tokens.setdefault(step, {})[rank] = many
@@ -96,11 +97,12 @@ def micro_steps(batch: BatchPlan, terms: Terms) -> Iterator[MicroStep]:
     for step, here in teams.items():
         attended, regions = np.zeros(batch.ranks), np.zeros(batch.ranks)
         for team in here:
-            seconds, rerun = attention(team, terms, again)
-            attended[list(team.ranks)] += seconds
-            regions[list(team.ranks)] += rerun
+            attended[list(team.ranks)] += attention(team, terms)
         ranks = list(tokens[step])
         regions[ranks] += terms.fixed + terms.linear * np.array(list(tokens[step].values()))
+        ran = [rank for rank in ranks if (rank, step) in twice]
+        attended[ran] *= 1.0 + terms.attends
+        regions[ran] *= 1.0 + terms.forward
         for rank, share in host.get(step, {}).items():
             regions[rank] += terms.exposed(share, tokens[step][rank], float(attended[rank] + regions[rank]))
         moved = moves.get(step, [])
@@ -108,32 +110,14 @@ def micro_steps(batch: BatchPlan, terms: Terms) -> Iterator[MicroStep]:
         yield MicroStep(attended, regions, _joined(here, moved), moving)
 
 
-def attention(team: Team, terms: Terms, again: frozenset[Piece] = frozenset()) -> tuple[float, float]:
-    """Seconds of a team's attentions on each of its ranks, where a later chunk sees all tokens before it; and those of
-    regions that run forward again there, for chunks that were dropped."""
+def attention(team: Team, terms: Terms) -> float:
+    """Seconds of a team's attentions on each of its ranks, where a later chunk sees all tokens before it."""
     n, method = len(team.ranks), team.method
-    total = rerun = 0.0
+    total = 0.0
     for piece in team.pieces:
-        seconds = terms.shared(piece.stop, n, method)
-        seconds -= terms.shared(piece.start, n, method) if piece.start else 0.0
-        total += seconds
-        if again and piece in again:
-            total += terms.attends * seconds
-            rerun += terms.forward * terms.linear * piece.tokens / n
-    return total, rerun
-
-
-def dropped(batch: BatchPlan) -> frozenset[Piece]:
-    """Chunks whose activations are not kept: they run forward again before their backward."""
-    pieces = Counter(piece.sequence for piece in batch.pieces)
-    if len(pieces) == len(batch.pieces):
-        return frozenset()
-    chunks: dict[int, list[Piece]] = {}
-    for piece in batch.pieces:
-        if pieces[piece.sequence] > batch.retained:
-            chunks.setdefault(piece.sequence, []).append(piece)
-    every = (sorted(each, key=lambda piece: piece.start)[: -batch.retained] for each in chunks.values())
-    return frozenset(piece for each in every for piece in each)
+        total += terms.shared(piece.stop, n, method)
+        total -= terms.shared(piece.start, n, method) if piece.start else 0.0
+    return total
 
 
 def _moving(moves: Sequence[Move], ranks: int, terms: Terms) -> np.ndarray:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from fourfold.ir.schedule import COMPUTE, Action, Schedule, ScheduleError
 from fourfold.ir.schedule_waits import waits
 
-SPAN = {"F": 1, "B": 2, "I": 1, "W": 1}
+SPAN = {"N": 1, "F": 1, "B": 2, "I": 1, "W": 1}
 """Durations that only decide which message comes first in a queue."""
+GIVES = {"N": "F", "F": "F", "B": "B", "I": "B", "W": "W"}
+"""What the message of a compute is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Message:
 def with_sends(schedule: Schedule, *, ahead: int = 1) -> Schedule:
     """A SEND after each compute whose result another rank reads, and a RECV before the compute that reads it.
 
+    A forward that runs twice sends and receives with its first run, N.
+
     Messages are ordered as their producers are in one order of all computes, and each line names its own in that
     order: the first compute not yet run always has its messages posted, be there a queue for each pair of ranks or
     one for all messages of a rank. Within that, a RECV stands `ahead` computes before its reader, so that the
@@ -34,7 +38,9 @@ def with_sends(schedule: Schedule, *, ahead: int = 1) -> Schedule:
     Raises ScheduleError for a schedule that has messages already, or whose computes wait for each other.
     """
     if any(action.kind not in COMPUTE for line in schedule.lines for action in line):
-        raise ScheduleError("with_sends takes a schedule of F, B, I and W alone; add reductions and gathers after it")
+        raise ScheduleError(
+            "with_sends takes a schedule of N, F, B, I and W alone; add reductions and gathers after it"
+        )
     messages = _messages(schedule)
     posted: list[list[tuple[int, int, Action]]] = [[] for _ in schedule.lines]
     for number, (message, received) in enumerate(zip(messages, _slots(messages, schedule.ranks, ahead), strict=True)):
@@ -70,14 +76,16 @@ def _slots(messages: Sequence[Message], ranks: int, ahead: int) -> list[int]:
 
 def _messages(schedule: Schedule) -> list[Message]:
     """What crosses ranks, in the order of its producers."""
-    where = {
-        ("B" if action.kind == "I" else action.kind, action.stage, action.micro_step): slot
-        for line in schedule.lines
-        for slot, action in enumerate(line)
-    }
+    where: dict[tuple[str, int, int], int] = {}
+    for line in schedule.lines:
+        for slot, action in enumerate(line):
+            where.setdefault((GIVES[action.kind], action.stage, action.micro_step), slot)
+    again = {(action.stage, action.micro_step) for line in schedule.lines for action in line if action.kind == "N"}
     found = []
     for action in _ordered(schedule):
-        kind, stage, step = "B" if action.kind == "I" else action.kind, action.stage, action.micro_step
+        kind, stage, step = GIVES[action.kind], action.stage, action.micro_step
+        if action.kind == "F" and (stage, step) in again:
+            continue
         peer = stage + 1 if kind == "F" else stage - 1
         if kind == "W" or not 0 <= peer < schedule.stages or schedule.owner[peer] == schedule.owner[stage]:
             continue

@@ -21,7 +21,7 @@ class Timed:
     """When each action runs: `start` and `end` in seconds, in the order of `graph.actions`.
 
     `busy` is the time each rank computes, `in_flight` the most micro-steps a stage holds at once: begun, and the
-    backward (or W, where it is split off) not yet done.
+    backward (or W, where it is split off) not yet done. N holds none.
     """
 
     schedule: Schedule
@@ -58,8 +58,9 @@ def timed(schedule: Schedule, durations: Durations, *, send: Send = 0.0, queue: 
     """The times of a schedule that passes `check`, each action as early as it can be.
 
     A message takes `send`, after both ends came to it, one at a time in a queue; in a schedule without SEND it takes
-    `send` from the producer on. Where durations lack B they may give I and W instead, whose sum it is; gathers and
-    reductions they lack take no time. Equal to `simulate(tasks(...))` without slow-down by overlap, and faster.
+    `send` from the producer on. Where durations lack B they may give I and W instead, whose sum it is; where they lack
+    N it takes as long as F; gathers and reductions they lack take no time. Equal to `simulate(tasks(...))` without
+    slow-down by overlap, and faster.
     """
     graph = _waits(schedule, queue)
     seconds = _seconds(graph.actions, durations, send)
@@ -135,6 +136,8 @@ def _compute(action: Action, durations: Durations) -> float:
     found = durations.get((action.stage, action.kind))
     if found is not None:
         return found
+    if action.kind == "N":
+        return durations[action.stage, "F"]
     if action.kind == "B":
         return durations[action.stage, "I"] + durations[action.stage, "W"]
     assert action.kind not in COMPUTE, f"no duration of {action}"

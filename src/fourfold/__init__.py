@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from fourfold.compiler.api import compile as compile
     from fourfold.compiler.api import plan as plan
     from fourfold.compiler.capture import capture as capture
+    from fourfold.compiler.data.tokens import TokenFile as TokenFile
+    from fourfold.compiler.data.window import Delay as Delay
+    from fourfold.compiler.data.window import Window as Window
+    from fourfold.compiler.online.choosing import Online as Online
     from fourfold.compiler.verify import verify as verify
     from fourfold.compiler.version import VERSION as __version__  # noqa: F401
     from fourfold.hardware import load as load
@@ -30,11 +34,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Answer": "ir.answer",
+    "Delay": "compiler.data.window",
     "Estimate": "ir.answer",
     "FourfoldError": "hardware.errors",
     "InfeasibleError": "hardware.errors",
     "Mesh": "ir.mesh",
     "ModelError": "hardware.errors",
+    "Online": "compiler.online.choosing",
     "Optimizer": "ir.plan",
     "Options": "backends.program",
     "Plan": "ir.plan",
@@ -42,7 +48,9 @@ _HOMES = {
     "ProfileError": "hardware.errors",
     "Program": "backends.program",
     "RunError": "hardware.errors",
+    "TokenFile": "compiler.data.tokens",
     "UsageError": "hardware.errors",
+    "Window": "compiler.data.window",
     "Workload": "ir.workload",
     "capture": "compiler.capture",
     "compile": "compiler.api",

@@ -1,7 +1,8 @@
 """Compiles our block kernels for an architecture, without a GPU, and prints what each takes as JSON.
 
 A program, not a test: it must not interpret kernels. Arguments: the architecture, a dtype, a head dimension, and the
-kernels by name. Of each: bytes of shared memory, bytes of machine code, matrix instructions, spilled registers (AMD).
+kernels by name; "fresh forward" is one that writes what another adds to. Of each: bytes of shared memory, bytes of
+machine code, matrix instructions, spilled registers (AMD).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ KERNELS = {
 }
 DTYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 # What each argument points to where it is not of the inputs' dtype, and the numbers.
-WIDE = ("lse_HM", "delta_HM", "new_HM", "dq_MHD", "dkv_2NGD")
+WIDE = ("lse_HM", "delta_HM", "new_HM")
+SUMMED = ("out_MHD", "dq_MHD", "dk_NGD", "dv_NGD")
 MATRIX = re.compile(r"wgmma\.mma_async|mma\.sync|v_mfma")
 HEADS, GROUPS = 32, 8
 
@@ -46,6 +48,7 @@ def main() -> None:
 def taken(name: str, architecture: str, dtype: str, width: int) -> dict[str, int]:
     """What one kernel takes."""
     tiles = tiles_for(architecture, getattr(torch, dtype))
+    fresh, name = name.startswith("fresh "), name.removeprefix("fresh ")
     small = Tile(DELTA_ROWS if name == "delta" else ROWS, 0, 4, 3)
     tile: Tile = getattr(tiles, name, small)
     kernel = KERNELS[name]
@@ -56,6 +59,7 @@ def taken(name: str, architecture: str, dtype: str, width: int) -> dict[str, int
         "PADDED": padded(width),
         "ROWS": tile.rows,
         "KEYS": tile.keys,
+        "FRESH": fresh,
     }
     done = compiled(
         kernel, {k: v for k, v in fixed.items() if k in kernel.arg_names}, DTYPES[dtype], architecture, tile
@@ -70,7 +74,8 @@ def taken(name: str, architecture: str, dtype: str, width: int) -> dict[str, int
 def compiled(kernel: Any, fixed: Mapping[str, int], pointer: str, architecture: str, tile: Tile) -> Any:
     """A kernel as the JIT would build it for pointers that are multiples of 16 bytes."""
     names = kernel.arg_names
-    types = {name: "constexpr" if name in fixed else typed(name, kernel, pointer) for name in names}
+    fresh = bool(fixed.get("FRESH"))
+    types = {name: "constexpr" if name in fixed else typed(name, kernel, pointer, fresh=fresh) for name in names}
     constants = {(names.index(name),): value for name, value in fixed.items()}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if types[name].startswith("*")}
     source = ASTSource(kernel, types, constants, aligned)
@@ -78,13 +83,14 @@ def compiled(kernel: Any, fixed: Mapping[str, int], pointer: str, architecture: 
     return triton.compile(source, target=target(architecture), options=options)
 
 
-def typed(name: str, kernel: Any, pointer: str) -> str:
-    """The type of one argument; out is a float32 sum, but for the delta, which reads it as it was given."""
+def typed(name: str, kernel: Any, pointer: str, *, fresh: bool) -> str:
+    """The type of one argument; results are float32 sums unless fresh, but for the delta, which reads out as given."""
     if name == "scale":
         return "fp32"
     if name in ("jobs", "spans_2M"):
         return "*i32"
-    if name in WIDE or (name == "out_MHD" and kernel is not delta_kernel):
+    summed = name in SUMMED and kernel is not delta_kernel and not fresh
+    if name in WIDE or summed:
         return "*fp32"
     return pointer if re.search(r"_[2A-Z]+$", name) else "i32"
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fourfold.backends.kernels import block_reference, block_triton_merge
+from fourfold.backends.kernels.attention_case import Softmax as Scores
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK
 from fourfold.backends.kernels.block_tiles import Tile, Tiles
 from fourfold.backends.kernels.block_triton import TritonBlock
+from fourfold.backends.kernels.block_triton_packed import fresh_backward, fresh_forward
 from fourfold.ir.sequence.method import Block, delta, zeros
 from fourfold.ir.sequence.rectangles import Softmax, rectangles
 from fourfold.ir.sequence.tokens import Shard, joined, laid
@@ -76,6 +78,7 @@ def main() -> None:
     """All cases, or a few."""
     cases = FEW if sys.argv[1:] == ["few"] else ALL
     found = {case.name: dict(errors(case)) for case in cases} | {"merge": merging()}
+    found |= {f"packed {name}": packed(softmax) for name, softmax in SOFTMAXES.items()}
     print(json.dumps(found))
 
 
@@ -111,6 +114,24 @@ def results(
     for kv, dkv, one in zip(kvs, dkvs, seen, strict=True):
         block.backward((dq, dkv), grad, q, kv, rest, sums.lse, one, softmax.scale)
     return sums.out, sums.lse, dq, torch.cat(dkvs, 1)
+
+
+def packed(softmax: Softmax) -> dict[str, float]:
+    """Documents over themselves, into tensors that hold no number yet, beside the written-out block."""
+    generator = torch.Generator().manual_seed(2)
+    (held,) = laid("contiguous", LENGTHS, 1)
+    q, grad = (torch.randn((held.tokens, 4, 24), generator=generator) for _ in range(2))
+    kv = torch.randn((2, held.tokens, 2, 24), generator=generator)
+    sums, seen = REFERENCE_BLOCK.empty(q), rectangles(held, held, softmax)
+    REFERENCE_BLOCK.forward(sums, q, kv, seen, softmax.scale)
+    into = zeros(q), zeros(kv)
+    REFERENCE_BLOCK.backward(into, grad, q, kv, sums.out, sums.lse, seen, softmax.scale)
+    out, lse, dq, dkv = (torch.full_like(x, torch.nan) for x in (sums.out, sums.lse, *into))
+    scores = Scores(softmax.scale, softmax.causal, softmax.window)
+    fresh_forward(q, kv[0], kv[1], out, lse, LENGTHS, scores, BLOCK.tiles)
+    fresh_backward(grad, q, kv[0], kv[1], out, lse, (dq, dkv[0], dkv[1]), LENGTHS, scores, BLOCK.tiles)
+    pairs = ((out, sums.out), (lse, sums.lse), (dq, into[0]), (dkv, into[1]))
+    return {name: apart(*pair) for name, pair in zip(("out", "lse", "dq", "dkv"), pairs, strict=True)}
 
 
 def merging() -> dict[str, float]:

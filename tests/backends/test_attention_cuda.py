@@ -130,8 +130,13 @@ def flash_backward(
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The four CUDA ops on the CPU, and thresholds small enough for small documents."""
+    """The four CUDA ops on the CPU, and thresholds small enough for small documents.
+
+    Our own kernel has none: it is interpreted in test_block_triton.py, and beside cuDNN FlashAttention is as good.
+    """
+    monkeypatch.setattr(attention_cudnn, "_beside", lambda q_THD: attention_cudnn.FLASH)
     monkeypatch.setattr(attention_cudnn, "WORTH_LENGTH", 4)
+    monkeypatch.setattr(attention_cudnn, "WORTH_ALONE", 16)
     monkeypatch.setattr(attention_cudnn, "WORTH_TOKENS", 16)
     monkeypatch.setattr(attention_cudnn, "FINEST", 8)
     library = torch.library.Library("aten", "IMPL")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourfold.backends.kernels.block import BLOCKS, block_for
-from fourfold.backends.kernels.block_spans import Sizes, key_jobs, row_jobs, stacked
+from fourfold.backends.kernels.block_spans import Sizes, key_jobs, layers, packed_layer, row_jobs, stacked
 from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
 from fourfold.ir.sequence.tokens import LAYOUTS, joined, laid
 
@@ -76,7 +76,7 @@ def test_aot_small_kernels(architecture: str, tmp_path: Path) -> None:
 )
 def test_aot_block_kernels(architecture: str, dtype: str, width: int, tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    names = ("forward", "query", "key")
+    names = ("forward", "query", "key", "fresh forward", "fresh query", "fresh key")
     found = answered("compiled_blocks.py", architecture, dtype, str(width), *names, cache=tmp_path)
     assert set(found) == set(names)
     for name, one in found.items():
@@ -85,6 +85,28 @@ def test_aot_block_kernels(architecture: str, dtype: str, width: int, tmp_path: 
         assert one["spilled"] == 0, (name, one)
         # Products of 16 bits are for the matrix units; those of float32 stay exact, which NVIDIA's are not.
         assert one["matrix"] > 0 or dtype == "float32", name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8).map(tuple),
+    softmax=st.builds(Softmax, st.just(1.0), st.booleans(), st.none() | st.integers(1, 30)),
+    tiles=st.tuples(*(st.builds(Sizes, st.integers(1, 16), st.integers(1, 16)),) * 3),
+)
+def test_packed_documents_have_the_spans_of_their_rectangles(
+    lengths: tuple[int, ...], softmax: Softmax, tiles: tuple[Sizes, Sizes, Sizes]
+) -> None:
+    """Found without rectangles, and jobs of tiles that rise found by bisection: all as by looking at each."""
+    (held,) = laid("contiguous", lengths, 1)
+    (wanted,) = layers(rectangles(held, held, softmax), (held.tokens, held.tokens), tiles, torch.device("cpu"))
+    how = {"causal": softmax.causal, "window": softmax.window, "sizes": tiles, "device": torch.device("cpu")}
+    found = packed_layer(lengths, **how)  # type: ignore[arg-type]
+    for name in ("spans_2M", "forward", "query", "key"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    spans, sizes = wanted.spans_2M, tiles[2]
+    first, past = spans.long()
+    pairs = ((torch.arange(held.tokens) >= first[:, None]) & (torch.arange(held.tokens) < past[:, None])).long()
+    check(found.key, pairs.T, sizes.keys, sizes.rows)
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)

@@ -90,7 +90,22 @@ def test_a_gain_names_the_part_it_comes_from() -> None:
     shorter = {**parts, "products": parts["products"] / 2}
     ours = replace(theirs, step=sum(shorter.values()), parts=tuple(shorter.items()))
     share = parts["products"] / 2 / theirs.step
-    assert validate.because(theirs, ours) == f"from products {-share:+.1%}"
+    assert validate.because(theirs, ours) == f"{ours.step / theirs.step - 1:+.1%} (products {-share:+.1%})"
+    grown = parts["products"] / 2 / ours.step
+    assert validate.because(ours, theirs) == f"{grown:+.1%} (products {grown:+.1%})"
+
+
+def test_a_gain_tells_the_framework_from_the_layout() -> None:
+    """What a framework took beside is no gain of the layout; a small gain needs no reason."""
+    ours = fitting.case_of(SMALL).estimate(0.7)
+    share = 0.2 * ours.step
+    alike = replace(ours, step=ours.step + share, parts=(*ours.parts, ("bubble", share)))
+    theirs = replace(alike, step=alike.step + share, parts=(*alike.parts, ("waiting", share)))
+    found = validate.gained(theirs, alike, ours)
+    assert found["gain"] == pytest.approx(1 - 1 / 1.4) and found["step"] == ours.step
+    told = f"the framework {-1 / 7:+.1%} (waiting {-1 / 7:+.1%}); the layout {-1 / 6:+.1%} (bubble {-1 / 6:+.1%})"
+    assert found["because"] == told
+    assert validate.gained(replace(ours, step=ours.step * 1.1), ours, ours)["because"] == ""
 
 
 def test_json_has_rows_and_what_is_left_out(
@@ -111,15 +126,21 @@ def test_rows_without_an_efficiency_are_refused(monkeypatch: pytest.MonkeyPatch)
         validate.main()
 
 
+def test_a_baseline_is_beaten_by_half_or_not() -> None:
+    assert validate.verdict(0.03, 0.08).split() == ["0.38", "beaten"]
+    assert validate.verdict(0.041, 0.08).split() == ["0.51", "not", "so"]
+    assert validate.verdict(0.0, 0.0).split() == []
+
+
 @pytest.mark.slow
 def test_published_steps_of_megatron_are_predicted(every: dict[str, Run]) -> None:
     own = [run for run in every.values() if run.source == "megatron-sc21"]
     rows = fitting.rows_of(own, {}, lambda: None)
 
-    def mean(group: str, which: str = "error") -> float:
-        return fmean(abs(getattr(row, which)) for row in rows if row.run.group == group)
+    def errors(group: str, which: str = "error") -> list[float]:
+        return [abs(getattr(row, which)) for row in rows if row.run.group == group]
 
-    assert mean("weak-scaling") <= 0.04 and mean("strong-scaling") <= 0.06 and mean("zero3-vs-3d") <= 0.20
-    assert max(abs(row.error) for row in rows if row.run.group == "weak-scaling") <= 0.10
-    for group in ("weak-scaling", "strong-scaling", "zero3-vs-3d"):
-        assert mean(group) <= mean(group, "baseline") / 2, group
+    bounds = {"weak-scaling": (0.03, 0.06), "strong-scaling": (0.04, 0.06), "zero3-vs-3d": (0.09, 0.15)}
+    for group, (mean, worst) in bounds.items():
+        assert fmean(errors(group)) <= mean and max(errors(group)) <= worst, group
+        assert fmean(errors(group)) <= fmean(errors(group, "baseline")) / 2, group

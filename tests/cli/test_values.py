@@ -59,7 +59,7 @@ def test_a_workload_of_one_length() -> None:
     assert asking.workload("8k", None, "512k").lengths == ((8192, 64),)
 
 
-@pytest.mark.parametrize("name", ["wikipedia", "prolong", "pretrain"])
+@pytest.mark.parametrize("name", ["wikipedia", "prolong", "pretrain", "commoncrawl", "heavy"])
 def test_a_shipped_list_keeps_its_tokens(name: str) -> None:
     found = asking.workload(None, name, "4M")
     assert found.tokens == pytest.approx(2**22, rel=0.05)

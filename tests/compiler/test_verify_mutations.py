@@ -134,7 +134,7 @@ def test_the_loss_of_a_cut_vocabulary_needs_both_its_sums(missing: str, monkeypa
 
 
 def moved(change: Callable[[Tensor], Tensor]) -> Callable[..., Packed]:
-    real = batching.pack
+    real = batching.filled
     return lambda *args, **kwargs: (lambda p: replace(p, positions=change(p.positions)))(real(*args, **kwargs))
 
 
@@ -147,7 +147,7 @@ def test_positions_off_by_one_are_seen(
     make: Callable[[int], nn.Module], change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rotary positions only tell distances, so all of them plus one is the same model; tokens and positions are not."""
-    monkeypatch.setattr(batching, "pack", moved(change))
+    monkeypatch.setattr(batching, "filled", moved(change))
     model = make(1)
     report = verify(model, planned.plan_for(model, Mesh(2)), dtype="float64", steps=0)
     assert not report.passed

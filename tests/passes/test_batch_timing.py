@@ -60,7 +60,7 @@ def obvious(batch: BatchPlan, given: Terms) -> float:
         ]
         for team in teams:
             for rank in team.ranks:
-                own[rank] += attention(team, given)[0]
+                own[rank] += attention(team, given)
         together = [{rank} for rank in range(batch.ranks)]
         for team in teams:
             touched = [one for one in together if one & set(team.ranks)]
@@ -91,8 +91,8 @@ def test_dropped_chunks_run_forward_again() -> None:
     chunks = tuple(Piece(0, a, a + 300, a // 300, (0,)) for a in (0, 300, 600))
     batch, given_terms = BatchPlan("by hand", (900,), 4, 1024, chunks, retained=3), terms()
     attended = given_terms.alone(300), given_terms.alone(600)
-    once = given_terms.attends * attended[0] + 0.3 * 300e-6
-    twice = given_terms.attends * attended[1] + 0.3 * 600e-6
+    once = given_terms.attends * attended[0] + 0.3 * (given_terms.fixed + 300e-6)
+    twice = given_terms.attends * attended[1] + 0.3 * (2 * given_terms.fixed + 600e-6)
     whole = timed(batch, given_terms).seconds
     assert timed(replace(batch, retained=2), given_terms).seconds - whole == pytest.approx(once)
     assert timed(replace(batch, retained=1), given_terms).seconds - whole == pytest.approx(twice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.ir.schedule import Schedule, ScheduleError
@@ -81,6 +81,7 @@ def generated(draw: st.DrawFn) -> Schedule:
     return KINDS[kind](draw(st.integers(1, 10)), draw(st.integers(1, 24)))
 
 
+@settings(deadline=None)
 @given(generated(), st.integers(0, 3))
 def test_every_schedule_runs_and_reads_back(schedule: Schedule, ahead: int) -> None:
     check(schedule)
@@ -101,7 +102,7 @@ def test_free_messages_cost_nothing(schedule: Schedule, ahead: int) -> None:
 
 
 def test_sends_are_added_once() -> None:
-    with pytest.raises(ScheduleError, match=r"schedule of F, B, I and W alone"):
+    with pytest.raises(ScheduleError, match=r"schedule of N, F, B, I and W alone"):
         with_sends(with_sends(KINDS["1f1b"](2, 2)))
 
 

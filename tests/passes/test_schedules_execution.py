@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,14 +57,21 @@ class Walk:
     def ready(self, action: Action, rank: int) -> bool:
         if action.kind == "W":
             return ("B", action.stage, action.micro_step) in self.computed
-        kind = "F" if action.kind == "F" else "B"
+        if action.kind == "F" and self.dropped(action, rank):
+            return ("N", action.stage, action.micro_step) in self.computed
+        kind = "F" if action.kind in ("N", "F") else "B"
         before = action.stage - 1 if kind == "F" else action.stage + 1
         if kind == "B" and ("F", action.stage, action.micro_step) not in self.computed:
             return False
         if not 0 <= before < self.schedule.stages:
             return True
-        local = self.schedule.owner[before] == rank
-        return (kind, before, action.micro_step) in (self.computed if local else self.done)
+        if self.schedule.owner[before] != rank:
+            return (kind, before, action.micro_step) in self.done
+        first = "N" if kind == "F" and self.dropped(Action(before, "F", action.micro_step), rank) else kind
+        return (first, before, action.micro_step) in self.computed
+
+    def dropped(self, action: Action, rank: int) -> bool:
+        return replace(action, kind="N") in self.schedule.lines[rank]
 
     def post(self, action: Action, rank: int) -> None:
         assert action.peer is not None
@@ -83,11 +92,26 @@ class Walk:
         return True
 
 
+def twice(again: Collection[tuple[int, int]], line: Sequence[Action]) -> tuple[Action, ...]:
+    """The line with the forwards of `again` dropped, and run again right before their backward."""
+    found: list[Action] = []
+    for action in line:
+        here = (action.stage, action.micro_step) in again
+        if here and action.kind in ("B", "I"):
+            found.append(replace(action, kind="F"))
+        found.append(replace(action, kind="N") if here and action.kind == "F" else action)
+    return tuple(found)
+
+
 @st.composite
 def disturbed(draw: st.DrawFn) -> Schedule:
-    """A lowered schedule in which some neighbours on a line changed places."""
+    """A lowered schedule in which some forwards run twice and some neighbours on a line changed places."""
     kind = draw(st.sampled_from(sorted(KINDS)))
-    schedule = with_sends(KINDS[kind](draw(st.integers(2, 4)), draw(st.integers(1, 4))), ahead=draw(st.integers(0, 2)))
+    whole = KINDS[kind](draw(st.integers(2, 4)), draw(st.integers(1, 4)))
+    again = draw(st.sets(st.tuples(st.integers(0, whole.stages - 1), st.integers(0, whole.micro_steps - 1))))
+    schedule = with_sends(
+        replace(whole, lines=tuple(map(partial(twice, again), whole.lines))), ahead=draw(st.integers(0, 2))
+    )
     lines = [list(line) for line in schedule.lines]
     for rank, at in draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200)), max_size=12)):
         line = lines[rank % len(lines)]

@@ -1,0 +1,66 @@
+"""A global batch as `step` is given it: sequences that are there, or a source that is read by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fourfold.backends import lazy
+from fourfold.backends.agreement import agreed
+from fourfold.backends.aside import Aside
+from fourfold.backends.lazy import Part
+from fourfold.backends.placing import Turn
+from fourfold.backends.sequences import Document, Limits
+from fourfold.ir.sequence.tokens import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Sequences that every rank holds."""
+
+    held: tuple[Document, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of its sequences."""
+        return tuple(len(one) for one in self.held)
+
+    @property
+    def weight(self) -> float:
+        """Of its supervised targets."""
+        return float(sum(float(one.weights.double().sum()) for one in self.held))
+
+    def documents(self, turns: Sequence[Turn]) -> Sequence[Document]:
+        """By their place in the batch."""
+        return self.held
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A source of which each rank reads what it runs."""
+
+    source: lazy.Source
+    lengths: tuple[int, ...]
+    limits: Limits
+    aside: Aside
+
+    @property
+    def weight(self) -> float:
+        """Of its supervised targets, by the source's word."""
+        return lazy.supervised(self.source)
+
+    def documents(self, turns: Sequence[Turn]) -> Mapping[int, Part]:
+        """What this rank runs, by its place in the batch. A collective: a read that fails, fails for all."""
+        runs: dict[int, list[Run]] = {}
+        for run in (run for turn in turns for run in turn.run.runs):
+            runs.setdefault(run.document, []).append(run)
+        spans = {sequence: lazy.merged(each) for sequence, each in sorted(runs.items())}
+        return lazy.parts(self.source, spans, self.limits, self.aside)
+
+
+def given(batch: Any, limits: Limits, aside: Aside) -> Whole | Read:
+    """The batch, seen to be the same on every rank. A collective; raises UsageError and RunError on every rank."""
+    if lazy.is_source(batch):
+        return Read(batch, lazy.agreed_lengths(batch, limits, aside), limits, aside)
+    return Whole(agreed(batch, limits, aside))
