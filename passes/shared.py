@@ -7,7 +7,7 @@ another, in the order the method issues them; a wait joins the two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -29,6 +29,36 @@ WRITING = "rsa"
 """The method that writes out the weights of whole rows, and multiplies with no kernel of a block."""
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Ports of a node that carry a ring's message to the next node, where only one rank of a ring sends there.
+
+    share: of the port of that rank, in shares of a device while all devices send. proxies: ranks of the node that
+    carry a part each over ports that were idle, 1 where the rank sends alone.
+    """
+
+    share: float = 1.0
+    proxies: float = 1.0
+
+    def routed(self, crossing: Crossing) -> Crossing:
+        """The links between nodes at the rate so reached: scattered inside the node, sent, gathered again.
+
+        Seconds of a byte are b_inter / x + 2 b_intra (x - 1) / x, or b_inter where that is less.
+        Source: Zeppelin (arXiv 2509.21841), its routing layer.
+        """
+        if crossing.inter is None:
+            return crossing
+        inter, intra, x = crossing.inter, crossing.intra, self.proxies
+        alone = 1.0 / (inter.efficiency * inter.bandwidth * self.share)
+        copied = 0.0 if intra is None else 2.0 / (intra.efficiency * intra.bandwidth) * (x - 1) / x
+        each = min(alone, alone / x + copied)
+        return replace(crossing, inter=replace(inter, bandwidth=1.0 / (each * inter.efficiency)))
+
+
+OWN_PORT = Routing()
+"""Every rank sends what is its own, over its own share of the ports."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """A group of sp ranks on a machine, and how it shares."""
@@ -36,11 +66,17 @@ class Shared:
     machine: Machine
     mesh: Mesh
     sharing: Sharing
+    routing: Routing = OWN_PORT
 
     @cached_property
     def crossing(self) -> Crossing:
         """What the whole group crosses."""
         return self.machine.crossing(self.mesh.group("sp"))
+
+    @cached_property
+    def ring(self) -> Crossing:
+        """What a message to the next rank crosses, where every rank sends one."""
+        return self.routing.routed(self.crossing)
 
     @cached_property
     def neighbours(self) -> Crossing:
@@ -57,11 +93,30 @@ class Shared:
 
     def exposed(self, heads: Heads, *, length: int, tokens: float) -> float:
         """Seconds of forward and backward in which messages are waited for and nothing is computed."""
-        total = sum(self.seconds(heads, length=length, tokens=tokens, backward=b) for b in (False, True))
-        found = recording(self.sharing, self.mesh.sp, heads, length, self.mesh.sp - 1)
-        ran = [e for kind in (found.forward, found.backward) for e in kind if isinstance(e, Ran)]
-        written = self._written_out(heads, tokens, products=6)
-        return total - written - sum(self._ran(e, heads, tokens / length, length) for e in ran)
+        return sum(
+            self.seconds(heads, length=length, tokens=tokens, backward=b)
+            - self.computed(heads, length=length, tokens=tokens, backward=b)
+            for b in (False, True)
+        )
+
+    def computed(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
+        """Seconds that one attention computes on the last rank; its messages take none."""
+        events = self._events(heads, length, backward=backward)
+        ran = sum(self._ran(e, heads, tokens / length, length) for e in events if isinstance(e, Ran))
+        return ran + self._written_out(heads, tokens, products=4 if backward else 2)
+
+    def travelled(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
+        """Seconds of the messages of one attention, one after the other, on the last rank."""
+        found: dict[int, list[Sent]] = {}
+        for event in self._events(heads, length, backward=backward):
+            if isinstance(event, Sent):
+                found.setdefault(event.number, []).append(event)
+        return sum(self._sent(sent, tokens / length) for sent in found.values())
+
+    def _events(self, heads: Heads, length: int, *, backward: bool) -> Sequence[Event]:
+        return recording(self.sharing, self.mesh.sp, heads, length, self.mesh.sp - 1).of(
+            "backward" if backward else "forward"
+        )
 
     def scratch(self, heads: Heads, tokens: int) -> float:
         """Bytes at most beside the operands: keys of others, and the sums of gradients in their dtype."""
@@ -108,7 +163,7 @@ class Shared:
         size, name = many * sum(one.bytes for one in sent), sent[0].name
         known, links = self.machine.calibration, self.machine.group
         if len(sent) == 1 and name not in ("all_gather", "all_to_all", "reduce_scatter"):
-            return collective_time("send_recv", size, self.crossing, calibration=known, group=links)
+            return collective_time("send_recv", size, self.ring, calibration=known, group=links)
         crossing = self.neighbours if name == "all_to_all" else self.crossing
         whole = size * crossing.size / max(1, crossing.size - 1)
         op: Literal["all_gather", "all_to_all"] = "all_gather" if name == "all_gather" else "all_to_all"

@@ -11,9 +11,17 @@ from fourfold.passes.batch.bytescale import bytescale
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
 from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.zeppelin import zeppelin
 
 Policy = Callable[[Sequence[int], Terms], BatchPlan]
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"pack": pack, "static_cp": static_cp, "homogeneous": homogeneous, "bytescale": bytescale, "auto": auto}
+    {
+        "pack": pack,
+        "static_cp": static_cp,
+        "homogeneous": homogeneous,
+        "bytescale": bytescale,
+        "zeppelin": zeppelin,
+        "auto": auto,
+    }
 )

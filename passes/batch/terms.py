@@ -10,6 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log
+from typing import Protocol
 
 from fourfold.costmodel.kernel import attention_time
 from fourfold.hardware.topology import Machine
@@ -20,7 +21,7 @@ from fourfold.ir.plan import Plan, Sharing
 from fourfold.passes.load import Load
 from fourfold.passes.price import Priced, priced, seconds_of
 from fourfold.passes.seconds import Seconds
-from fourfold.passes.shared import RATES, Shared
+from fourfold.passes.shared import OWN_PORT, RATES, Routing, Shared
 from fourfold.passes.tables import Heads
 from fourfold.passes.work import work
 
@@ -32,6 +33,13 @@ LEAST = 1e-9
 
 LENGTHS = tuple(2**power for power in range(4, 24))
 """Lengths at which shared attention is looked up; between them time is a power of the length."""
+
+
+class Asked(Protocol):
+    """Seconds of one pass of an attention over documents of `length`, `tokens` in all."""
+
+    def __call__(self, heads: Heads, /, *, length: int, tokens: float, backward: bool) -> float:
+        """The seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Terms:
 
     fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
-    many lie in one node.
+    many lie in one node. routing: over which ports rings send between nodes; the engine's ranks send over their own.
     """
 
     machine: Machine
@@ -61,8 +69,10 @@ class Terms:
     once: float
     layers: tuple[Layer, ...]
     travel: str
+    routing: Routing = OWN_PORT
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
+    _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
 
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
@@ -72,11 +82,18 @@ class Terms:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
         if ranks == 1:
             return self.alone(length)
-        at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
-        low, high = LENGTHS[at - 1], LENGTHS[at]
+        low, high, share = _around(length)
         first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
-        share = log(length / low) / log(high / low)
         return exp(log(first) + share * (log(second) - log(first)))
+
+    def waits(self, length: int, ranks: int, method: str) -> float:
+        """Those seconds of `shared` in which a rank waits for messages and computes nothing of this document."""
+        if ranks == 1:
+            return 0.0
+        low, high, share = _around(length)
+        first, second = self._waited(method, ranks, low), self._waited(method, ranks, high)
+        part = first + share * (second - first)
+        return min(1.0, max(0.0, part)) * self.shared(length, ranks, method)
 
     def fastest(self, length: int, ranks: int) -> tuple[float, str]:
         """Seconds of attention over one document on `ranks` neighbours, and the method that takes the least."""
@@ -87,8 +104,17 @@ class Terms:
     def _fastest(self, length: int, ranks: int) -> tuple[float, str]:
         if ranks == 1:
             return self.alone(length), "whole"
-        methods = SHARING if ranks <= self.bounds.heads else SHARING[:-1]
-        return min((self.shared(length, ranks, method), method) for method in methods)
+        return min((self.shared(length, ranks, method), method) for method in self.methods(ranks))
+
+    def least(self, length: int, ranks: int) -> float:
+        """Seconds of `fastest` where other documents fill all waits, by the method that then takes the least."""
+        if ranks == 1:
+            return self.alone(length)
+        return min(self.shared(length, ranks, m) - self.waits(length, ranks, m) for m in self.methods(ranks))
+
+    def methods(self, ranks: int) -> tuple[str, ...]:
+        """By which so many ranks may share."""
+        return SHARING if ranks <= self.bounds.heads else SHARING[:-1]
 
     def task(self, length: int, ranks: int) -> float:
         """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
@@ -101,12 +127,36 @@ class Terms:
             self._known[key] = max(found, LEAST)
         return self._known[key]
 
-    def _shared(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+    def _waited(self, method: str, ranks: int, length: int) -> float:
+        """The share of `_looked_up` in which messages are waited for."""
+        key = (method, ranks, length)
+        if key not in self._waits:
+            computed = sum(layer.calls * self._computed(layer, *key) for layer in self.layers)
+            self._waits[key] = max(0.0, 1.0 - computed / self._looked_up(*key))
+        return self._waits[key]
+
+    def travelled(self, length: int, ranks: int, method: str) -> float:
+        """Seconds of one document's messages, one after the other, where others like it fill so many neighbours."""
+        seconds = self.group(method, ranks).travelled
+        return sum(layer.calls * self._of_both(seconds, layer, ranks, length) for layer in self.layers)
+
+    def group(self, method: str, ranks: int) -> Shared:
+        """So many neighbours that share by this method."""
         sharing = Sharing("ulysses", "contiguous", ranks) if method == "ulysses" else Sharing(method, "zigzag")
-        group = Shared(self.machine, Mesh(tp=self.tensor, sp=ranks), replace(sharing, travel=self.travel))
+        mesh = Mesh(tp=self.tensor, sp=ranks)
+        return Shared(self.machine, mesh, replace(sharing, travel=self.travel), self.routing)
+
+    def _computed(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+        return self._of_both(self.group(method, ranks).computed, layer, ranks, length)
+
+    def _shared(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+        return self._of_both(self.group(method, ranks).seconds, layer, ranks, length)
+
+    def _of_both(self, seconds: Asked, layer: Layer, ranks: int, length: int) -> float:
+        """One document's part of the seconds of all forwards and the backward of as many as fill the ranks."""
         many = max(1, ranks * self.bounds.capacity // length)
         forward, backward = (
-            group.seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
+            seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
         )
         return (layer.forwards * forward + backward) / many
 
@@ -124,6 +174,13 @@ class Terms:
             )
             total += times * (time - fit.overhead)
         return total
+
+
+def _around(length: int) -> tuple[int, int, float]:
+    """The two lengths of the grid around this one, and how far it lies between them, in powers."""
+    at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
+    low, high = LENGTHS[at - 1], LENGTHS[at]
+    return low, high, log(length / low) / log(high / low)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fourfold.ir.batch import BatchPlan, Team
+from fourfold.ir.batch import BatchPlan
+from fourfold.passes.batch.clock import clocked, loaded, spans
 from fourfold.passes.batch.refusal import SLACK, room
 from fourfold.passes.batch.terms import Terms
 
@@ -34,44 +35,26 @@ class Timing:
 
 def timed(batch: BatchPlan, terms: Terms) -> Timing:
     """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all."""
-    clock, busy = [0.0] * batch.ranks, [0.0] * batch.ranks
-    for step, teams in _steps(batch).items():
-        own: dict[int, float] = {}
-        for team in teams:
-            seconds = attention(team, terms)
-            for rank in team.ranks:
-                own[rank] = own.get(rank, 0.0) + seconds
-        for rank in own:
-            own[rank] += terms.fixed + terms.linear * batch.held[rank, step]
-            busy[rank] += own[rank]
-        together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
-        for ranks in together:
-            end = max(clock[r] for r in ranks) + max(own.get(r, 0.0) for r in ranks)
-            for rank in ranks:
-                clock[rank] = end
-    return Timing(terms.once + max(clock), tuple(busy), terms.once + bound(batch.lengths, terms))
-
-
-def attention(team: Team, terms: Terms) -> float:
-    """Seconds of a team's attentions on each of its ranks; a later chunk sees all tokens before it."""
-    n, method = len(team.ranks), team.method
-    total = 0.0
-    for piece in team.pieces:
-        total += terms.shared(piece.stop, n, method)
-        total -= terms.shared(piece.start, n, method) if piece.start else 0.0
-    return total
+    moves = batch.moved
+    steps = [spans(load, moves.get(step, ()), terms) for step, load in loaded(batch, terms).items()]
+    busy = tuple(sum(step.busy.get(rank, 0.0) for step in steps) for rank in range(batch.ranks))
+    return Timing(terms.once + max(clocked(steps, batch.ranks)), busy, terms.once + bound(batch.lengths, terms))
 
 
 def bound(lengths: Sequence[int], terms: Terms) -> float:
-    """The larger of all work spread evenly and the longest single sequence, each by its best number of ranks."""
+    """The larger of all work spread evenly and the longest single attention, each by its best number of ranks.
+
+    Others fill what the first waits for messages, and a remap spreads what the second has else to do over all ranks.
+    """
     ranks, capacity = terms.bounds.ranks, terms.bounds.capacity
     known: dict[int, tuple[float, float]] = {}
     for length in set(lengths):
-        times = [(n, terms.task(length, n)) for n in worth(length, terms)]
-        known[length] = min(n * each for n, each in times), min(each for _, each in times)
+        counts = worth(length, terms)
+        area = min(n * terms.least(length, n) for n in counts) + terms.linear * length
+        known[length] = area, min(terms.fastest(length, n)[0] for n in counts) + terms.linear * length / ranks
     steps = -(-sum(lengths) // (capacity * ranks))
-    area = sum(known[length][0] for length in lengths) / ranks + steps * terms.fixed
-    return max(area, max(longest for _, longest in known.values()) + terms.fixed)
+    every = sum(known[length][0] for length in lengths) / ranks + steps * terms.fixed
+    return max(every, max(longest for _, longest in known.values()) + terms.fixed)
 
 
 def worth(length: int, terms: Terms) -> tuple[int, ...]:
@@ -81,29 +64,3 @@ def worth(length: int, terms: Terms) -> tuple[int, ...]:
     wide = max(fewest, min(most, length // TILE))
     powers = (2**k for k in range(wide.bit_length()))
     return tuple(sorted({fewest, wide, *(n for n in powers if fewest <= n)}))
-
-
-def _steps(batch: BatchPlan) -> dict[int, list[Team]]:
-    found: dict[int, list[Team]] = {}
-    for team in batch.teams:
-        found.setdefault(team.micro_step, []).append(team)
-    return found
-
-
-def _joined(teams: Sequence[Team]) -> list[list[int]]:
-    """Ranks that one team or several hold together."""
-    head = {rank: rank for team in teams for rank in team.ranks}
-
-    def root(rank: int) -> int:
-        while head[rank] != rank:
-            head[rank] = head[head[rank]]
-            rank = head[rank]
-        return rank
-
-    for team in teams:
-        for rank in team.ranks[1:]:
-            head[root(rank)] = root(team.ranks[0])
-    found: dict[int, list[int]] = {}
-    for rank in head:
-        found.setdefault(root(rank), []).append(rank)
-    return list(found.values())
