@@ -16,10 +16,11 @@ from fourfold.passes.batch.refusal import require
 from fourfold.passes.batch.static_cp import homogeneous
 from fourfold.passes.batch.terms import Terms
 from fourfold.passes.batch.timing import bound, timed, worth
+from fourfold.passes.batch.zeppelin import zeppelin
 
 SPENT = (0.0, 0.02, 0.05, 0.1, 0.25)
 """More work of all ranks than a sequence's least, spent on more ranks: they take it a shorter time."""
-STARTS = (pack, homogeneous, bytescale)
+STARTS = (pack, homogeneous, bytescale, zeppelin)
 """Policies whose placement it is never slower than."""
 CLOSE = 0.01
 """A gap to the bound at which nothing more is tried."""

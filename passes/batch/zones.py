@@ -61,5 +61,5 @@ def useful(length: int, ranks: int, terms: Terms) -> float:
     It grows with the square of the length, and messages with the length: the two cross once. What short documents take
     beyond it is lost whether messages hide behind it or not.
     """
-    share = length / LENGTHS[-1]
+    share: float = length / LENGTHS[-1]
     return terms.alone(LENGTHS[-1]) * share * share / ranks
