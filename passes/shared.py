@@ -7,7 +7,7 @@ another, in the order the method issues them; a wait joins the two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -18,6 +18,7 @@ from fourfold.hardware.topology import Machine
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import SIZES, Sharing
 from fourfold.ir.record import Event, Ran, Sent
+from fourfold.passes.routing import OWN_PORT, Routing
 from fourfold.passes.tables import Heads, recording
 
 RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
@@ -27,36 +28,6 @@ MERGED = 12.0
 
 WRITING = "rsa"
 """The method that writes out the weights of whole rows, and multiplies with no kernel of a block."""
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Ports of a node that carry a ring's message to the next node, where only one rank of a ring sends there.
-
-    share: of the port of that rank, in shares of a device while all devices send. proxies: ranks of the node that
-    carry a part each over ports that were idle, 1 where the rank sends alone.
-    """
-
-    share: float = 1.0
-    proxies: float = 1.0
-
-    def routed(self, crossing: Crossing) -> Crossing:
-        """The links between nodes at the rate so reached: scattered inside the node, sent, gathered again.
-
-        Seconds of a byte are b_inter / x + 2 b_intra (x - 1) / x, or b_inter where that is less.
-        Source: Zeppelin (arXiv 2509.21841), its routing layer.
-        """
-        if crossing.inter is None:
-            return crossing
-        inter, intra, x = crossing.inter, crossing.intra, self.proxies
-        alone = 1.0 / (inter.efficiency * inter.bandwidth * self.share)
-        copied = 0.0 if intra is None else 2.0 / (intra.efficiency * intra.bandwidth) * (x - 1) / x
-        each = min(alone, alone / x + copied)
-        return replace(crossing, inter=replace(inter, bandwidth=1.0 / (each * inter.efficiency)))
-
-
-OWN_PORT = Routing()
-"""Every rank sends what is its own, over its own share of the ports."""
 
 
 @dataclass(frozen=True)

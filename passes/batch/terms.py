@@ -20,8 +20,9 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan, Sharing
 from fourfold.passes.load import Load
 from fourfold.passes.price import Priced, priced, seconds_of
+from fourfold.passes.routing import OWN_PORT, Routing
 from fourfold.passes.seconds import Seconds
-from fourfold.passes.shared import OWN_PORT, RATES, Routing, Shared
+from fourfold.passes.shared import RATES, Shared
 from fourfold.passes.tables import Heads
 from fourfold.passes.work import work
 

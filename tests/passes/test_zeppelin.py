@@ -20,7 +20,7 @@ from fourfold.passes.batch.hierarchy import Starts, dealt, over_nodes, over_rank
 from fourfold.passes.batch.terms import Layer, Terms
 from fourfold.passes.batch.timing import timed
 from fourfold.passes.batch.zones import Zones, crossing, useful, zones
-from fourfold.passes.shared import Routing
+from fourfold.passes.routing import Routing, routing
 from fourfold.passes.tables import Heads
 
 MACHINE = load("dgx-h200:4")
@@ -71,6 +71,23 @@ def test_a_routed_message_is_scattered_sent_and_gathered() -> None:
         assert 1.0 / (found.bandwidth * found.efficiency) == pytest.approx(min(b_inter, seconds))
     inside = MACHINE.group(8, 1)
     assert Routing(proxies=8.0).routed(inside) == inside
+
+
+@pytest.mark.parametrize(
+    ("machine", "tensor", "share", "proxies"),
+    (
+        ("dgx-h200:4", 1, 1.0, 8.0),
+        ("dgx-h200:4", 4, 1.0, 2.0),
+        ("dgx-h200:4", 8, 1.0, 1.0),
+        ("frontier-mi250x:2", 1, 2.0, 4.0),
+        ("frontier-mi250x:2", 2, 1.0, 4.0),
+    ),
+)
+def test_idle_ports_are_counted(machine: str, tensor: int, share: float, proxies: float) -> None:
+    """Eight ports for eight devices, and four for eight."""
+    found = load(machine)
+    assert routing(found, tensor, proxies=True) == Routing(share, proxies)
+    assert routing(found, tensor, proxies=False) == Routing(share, 1.0)
 
 
 SOME = st.lists(st.integers(0, 500), min_size=1, max_size=40)
