@@ -26,15 +26,15 @@ class Routing:
     def routed(self, crossing: Crossing) -> Crossing:
         """The links between nodes at the rate so reached: scattered inside the node, sent, gathered again.
 
-        Seconds of a byte are b_inter / x + 2 b_intra (x - 1) / x, or b_inter where that is less.
-        Source: Zeppelin (arXiv 2509.21841), its routing layer.
+        As that is done piece by piece, a byte takes the longer of b_inter / x and b_intra (x - 1) / x, or b_inter where
+        that is less. Source: Zeppelin (arXiv 2509.21841), its routing layer.
         """
         if crossing.inter is None:
             return crossing
         inter, intra, x = crossing.inter, crossing.intra, self.proxies
         alone = 1.0 / (inter.efficiency * inter.bandwidth * self.share)
-        copied = 0.0 if intra is None else 2.0 / (intra.efficiency * intra.bandwidth) * (x - 1) / x
-        each = min(alone, alone / x + copied)
+        copied = 0.0 if intra is None else 1.0 / (intra.efficiency * intra.bandwidth) * (x - 1) / x
+        each = min(alone, max(alone / x, copied))
         return replace(crossing, inter=replace(inter, bandwidth=1.0 / (each * inter.efficiency)))
 
 

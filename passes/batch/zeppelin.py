@@ -13,6 +13,9 @@ from fourfold.passes.batch.terms import Terms
 from fourfold.passes.batch.timing import timed
 from fourfold.passes.batch.zones import METHOD, zones
 
+TIGHT = 1.1
+"""The mean of a rank's tokens times this is room enough where little is to be uneven."""
+
 
 def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     """The fastest of the hierarchical partitions that begin with what must be shared or with what may be at no cost.
@@ -28,26 +31,32 @@ def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
 
 
 def _partitions(lengths: Sequence[int], terms: Terms) -> Iterator[BatchPlan]:
-    """The batch by each start and in as few micro-steps as hold it, or one more."""
+    """The batch by each start, in as few micro-steps as hold it or one more, of all the room there is or little more
+    than the mean: the less, the more is shared."""
     for deal in _micro_steps(lengths, terms):
-        for starts in _starts(terms):
-            pieces = [
-                Piece(i, 0, lengths[i], step, ranks, METHOD if len(ranks) > 1 else "whole")
-                for step, held in enumerate(deal)
-                for i, ranks in _held(dict(held), starts, terms).items()
-            ]
-            yield BatchPlan("zeppelin", tuple(lengths), terms.bounds.ranks, terms.bounds.capacity, tuple(pieces))
+        for tight in (False, True):
+            for free in (False, True):
+                pieces = [
+                    Piece(i, 0, lengths[i], step, ranks, METHOD if len(ranks) > 1 else "whole")
+                    for step, held in enumerate(deal)
+                    for i, ranks in _held(held, _room(held, terms, tight=tight), terms, free=free).items()
+                ]
+                yield BatchPlan("zeppelin", tuple(lengths), terms.bounds.ranks, terms.bounds.capacity, tuple(pieces))
 
 
-def _starts(terms: Terms) -> Iterator[Starts]:
-    """The algorithms' own, which share what does not fit; and the zones, which share what hides its messages too."""
-    capacity, whole = terms.bounds.capacity, min(terms.node, terms.bounds.ranks)
-    printed = Starts(room(whole, terms) + 1, capacity + 1)
-    yield printed
+def _room(lengths: Mapping[int, int], terms: Terms, *, tight: bool) -> int:
+    """Tokens that a rank may hold of a micro-step."""
+    most = terms.bounds.capacity - SLACK
+    return min(most, int(TIGHT * sum(lengths.values()) / terms.bounds.ranks) + SLACK) if tight else most
+
+
+def _starts(within: int, terms: Terms, *, free: bool) -> Starts:
+    """The algorithms' own, which share what does not fit; or the zones, which share what hides its messages too."""
+    printed = Starts(min(terms.node, terms.bounds.ranks) * within + 1, within + 1)
+    if not free:
+        return printed
     found = zones(terms)
-    free = Starts(min(printed.inter, found.inter), min(printed.intra, found.intra))
-    if free != printed:
-        yield free
+    return Starts(min(printed.inter, found.inter), min(printed.intra, found.intra))
 
 
 def _micro_steps(lengths: Sequence[int], terms: Terms) -> Iterator[Sequence[Mapping[int, int]]]:
@@ -62,9 +71,9 @@ def _micro_steps(lengths: Sequence[int], terms: Terms) -> Iterator[Sequence[Mapp
             yield [{i: lengths[i] for i in held} for held in bins]
 
 
-def _held(lengths: Mapping[int, int], starts: Starts, terms: Terms) -> Dealt:
+def _held(lengths: Mapping[int, int], within: int, terms: Terms, *, free: bool) -> Dealt:
     """The ranks of each sequence of a micro-step; all on all where chunks that differ by a token leave no other way."""
-    found = dealt(lengths, terms.bounds.capacity - SLACK, starts, terms)
+    found = dealt(lengths, within, _starts(within, terms, free=free), terms)
     if found is not None and _fits(found, lengths, terms):
         return found
     return dict.fromkeys(lengths, tuple(range(terms.bounds.ranks)))
