@@ -1,6 +1,6 @@
 """Zeppelin's three clusters simulated: every policy beside ring context parallelism over the whole pool (TE-CP).
 
-    PYTHONPATH=src python benchmarks/policies.py --out benchmarks/results/policies [--pools 16 32] [--batches 8]
+    PYTHONPATH=src python benchmarks/policies.py --out benchmarks/results/policies [--pools 16] [--batches 4]
 
 Needs no GPU. Speed-ups are ratios of summed seconds of the same batches; the published ones stand below the table.
 """
@@ -70,10 +70,7 @@ def simulated(graph: Graph, cluster: str, model: str, pool: int, *, batches: int
     except InfeasibleError as error:
         print(f"-- {cluster} {model} pool {pool}: {str(error).splitlines()[0]}", file=sys.stderr)
         return
-    own, routed = (
-        replace(plain, routing=routing(plain.machine, plain.tensor, proxies=p), _known={}, _best={}, _waits={})
-        for p in (False, True)
-    )
+    own, routed = (replace(plain, routing=routing(plain.machine, plain.tensor, proxies=p)) for p in (False, True))
     reach = zones(routed)
     for dataset in cases.DATASETS:
         rng = random.Random(f"{dataset} {pool}")
@@ -163,8 +160,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="a folder for rows and table")
     parser.add_argument("--models", nargs="+", choices=tuple(cases.SHAPES), default=list(cases.SHAPES))
     parser.add_argument("--pools", type=int, nargs="+", default=[16])
-    parser.add_argument("--scaled", type=int, nargs="*", default=[32, 64, 128], help="further pools of 3B on A")
-    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--scaled", type=int, nargs="*", default=[32, 64], help="further pools of 3B on A")
+    parser.add_argument("--batches", type=int, default=4)
     return parser.parse_args()
 
 

@@ -129,6 +129,4 @@ def pool_of(graph: Graph, cluster: str, model: str, pool: int) -> Terms:
     pins = {"tp": tensor, "pp": 1, "sp": 1, "dp": pool, "zero": 3, "capacity": ROOM}
     plan = plan_graph(graph, workload, machine=machine, pins=pins, top=0).plan
     terms = terms_of(plan)
-    return replace(
-        terms, bounds=replace(terms.bounds, capacity=ROOM), travel="bfloat16", _known={}, _best={}, _waits={}
-    )
+    return replace(terms, bounds=replace(terms.bounds, capacity=ROOM), travel="bfloat16")

@@ -79,6 +79,17 @@ def clocked(steps: Iterable[Spans], ranks: int) -> tuple[float, ...]:
     return tuple(clock)
 
 
+def finished(batch: BatchPlan, terms: Terms) -> float:
+    """Seconds until the last rank has finished all micro-steps."""
+    return max(clocked(stepped(batch, terms), batch.ranks))
+
+
+def stepped(batch: BatchPlan, terms: Terms) -> list[Spans]:
+    """All micro-steps with their moves, in order."""
+    moves = batch.moved
+    return [spans(load, moves.get(step, ()), terms) for step, load in loaded(batch, terms).items()]
+
+
 def attention(team: Team, terms: Terms) -> tuple[float, float]:
     """Seconds of a team's attentions on each of its ranks, and those of them in which it waits for messages.
 

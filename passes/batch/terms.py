@@ -71,9 +71,10 @@ class Terms:
     layers: tuple[Layer, ...]
     travel: str
     routing: Routing = OWN_PORT
-    _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
-    _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
-    _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, init=False, repr=False)
+    _least: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
@@ -109,9 +110,12 @@ class Terms:
 
     def least(self, length: int, ranks: int) -> float:
         """Seconds of `fastest` where other documents fill all waits, by the method that then takes the least."""
-        if ranks == 1:
-            return self.alone(length)
-        return min(self.shared(length, ranks, m) - self.waits(length, ranks, m) for m in self.methods(ranks))
+        if (length, ranks) not in self._least:
+            ways = ["whole"] if ranks == 1 else self.methods(ranks)
+            self._least[length, ranks] = min(
+                self.shared(length, ranks, way) - self.waits(length, ranks, way) for way in ways
+            )
+        return self._least[length, ranks]
 
     def methods(self, ranks: int) -> tuple[str, ...]:
         """By which so many ranks may share."""

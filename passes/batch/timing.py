@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan
-from fourfold.passes.batch.clock import clocked, loaded, spans
+from fourfold.passes.batch.clock import clocked, stepped
 from fourfold.passes.batch.refusal import SLACK, room
 from fourfold.passes.batch.terms import Terms
 
@@ -35,8 +35,7 @@ class Timing:
 
 def timed(batch: BatchPlan, terms: Terms) -> Timing:
     """Ranks that share a team wait for each other in its micro-step; under ZeRO 2 and 3 all wait for all."""
-    moves = batch.moved
-    steps = [spans(load, moves.get(step, ()), terms) for step, load in loaded(batch, terms).items()]
+    steps = stepped(batch, terms)
     busy = tuple(sum(step.busy.get(rank, 0.0) for step in steps) for rank in range(batch.ranks))
     return Timing(terms.once + max(clocked(steps, batch.ranks)), busy, terms.once + bound(batch.lengths, terms))
 

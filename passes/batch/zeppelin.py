@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fourfold.ir.batch import BatchPlan, Piece
+from fourfold.passes.batch.clock import finished
 from fourfold.passes.batch.hierarchy import Dealt, Starts, dealt
 from fourfold.passes.batch.packing import evened, spread
 from fourfold.passes.batch.refusal import SLACK, require, room
 from fourfold.passes.batch.remap import remapped
 from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
 from fourfold.passes.batch.zones import METHOD, zones
 
 TIGHT = 1.1
 """The mean of a rank's tokens times this is room enough where little is to be uneven."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the algorithms are given: micro-steps beyond the fewest, how much room ranks have, and where they start.
+
+    tight: room for little more than the mean. halved: so often is the length from which a sequence spans nodes.
+    free: what hides its messages is shared from the start.
+    """
+
+    more: int = 0
+    tight: bool = False
+    halved: int = 0
+    free: bool = False
+
+
+CHANGES: tuple[Mapping[str, int], ...] = (
+    {"tight": True},
+    {"more": 1},
+    {"halved": 1},
+    {"halved": 2},
+    {"halved": 3},
+    {"free": True},
+)
+"""What is tried after the algorithms as printed, one after the other; what helps is kept."""
+
+
 def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
-    """The fastest of the hierarchical partitions that begin with what must be shared or with what may be at no cost.
+    """The fastest found of the hierarchical partitions, which share only what does not fit, or more.
 
     A batch that fills the pool more than once is dealt to micro-steps first, even in work: the paper's input is one.
     Each micro-step's teams run over nodes, then inside them, then alone (BatchPlan.teams: widest first, and rings over
@@ -26,61 +52,67 @@ def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     cannot hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="zeppelin")
-    tried = [remapped(batch, terms) for batch in _partitions(lengths, terms)]
-    return min(tried, key=lambda batch: timed(batch, terms).seconds)
+    choice = Choice()
+    best = _placed(lengths, choice, terms)
+    assert best is not None, "the fewest micro-steps hold the batch"
+    least = finished(best, terms)
+    for change in CHANGES:
+        other = replace(choice, **change)
+        found = _placed(lengths, other, terms)
+        if found is not None and (seconds := finished(found, terms)) < least:
+            choice, best, least = other, found, seconds
+    return best
 
 
-def _partitions(lengths: Sequence[int], terms: Terms) -> Iterator[BatchPlan]:
-    """The batch by each start, in as few micro-steps as hold it or one more, of all the room there is or little more
-    than the mean: the less, the more is shared."""
-    for deal in _micro_steps(lengths, terms):
-        for tight in (False, True):
-            for free in (False, True):
-                pieces = [
-                    Piece(i, 0, lengths[i], step, ranks, METHOD if len(ranks) > 1 else "whole")
-                    for step, held in enumerate(deal)
-                    for i, ranks in _held(held, _room(held, terms, tight=tight), terms, free=free).items()
-                ]
-                yield BatchPlan("zeppelin", tuple(lengths), terms.bounds.ranks, terms.bounds.capacity, tuple(pieces))
+def _placed(lengths: Sequence[int], choice: Choice, terms: Terms) -> BatchPlan | None:
+    """The partition of each micro-step, and the remap that pays; None where there are not so many micro-steps."""
+    deal = _micro_steps(lengths, choice.more, terms)
+    if deal is None:
+        return None
+    pieces = [
+        piece
+        for step, sequences in enumerate(deal)
+        for piece in _pieces(step, {i: lengths[i] for i in sequences}, choice, terms)
+    ]
+    bounds = terms.bounds
+    return remapped(BatchPlan("zeppelin", tuple(lengths), bounds.ranks, bounds.capacity, tuple(pieces)), terms)
 
 
-def _room(lengths: Mapping[int, int], terms: Terms, *, tight: bool) -> int:
-    """Tokens that a rank may hold of a micro-step."""
-    most = terms.bounds.capacity - SLACK
-    return min(most, int(TIGHT * sum(lengths.values()) / terms.bounds.ranks) + SLACK) if tight else most
-
-
-def _starts(within: int, terms: Terms, *, free: bool) -> Starts:
-    """The algorithms' own, which share what does not fit; or the zones, which share what hides its messages too."""
-    printed = Starts(min(terms.node, terms.bounds.ranks) * within + 1, within + 1)
-    if not free:
-        return printed
-    found = zones(terms)
-    return Starts(min(printed.inter, found.inter), min(printed.intra, found.intra))
-
-
-def _micro_steps(lengths: Sequence[int], terms: Terms) -> Iterator[Sequence[Mapping[int, int]]]:
+def _micro_steps(lengths: Sequence[int], more: int, terms: Terms) -> Sequence[Sequence[int]] | None:
     """Sequences of each micro-step, even in work."""
     every = dict(enumerate(lengths))
     work = {i: terms.alone(length) + terms.linear * length for i, length in every.items()}
-    capacity = room(terms.bounds.ranks, terms) if terms.bounds.ranks > 1 else terms.bounds.capacity
+    capacity = room(terms.bounds.ranks, terms)
     fewest = evened(every, work, capacity, 1)
-    more = spread(every, work, len(fewest) + 1, capacity)
-    for bins in (fewest, more):
-        if bins is not None:
-            yield [{i: lengths[i] for i in held} for held in bins]
+    return spread(every, work, len(fewest) + more, capacity) if more else fewest
 
 
-def _held(lengths: Mapping[int, int], within: int, terms: Terms, *, free: bool) -> Dealt:
-    """The ranks of each sequence of a micro-step; all on all where chunks that differ by a token leave no other way."""
-    found = dealt(lengths, within, _starts(within, terms, free=free), terms)
-    if found is not None and _fits(found, lengths, terms):
-        return found
-    return dict.fromkeys(lengths, tuple(range(terms.bounds.ranks)))
+def _pieces(step: int, lengths: Mapping[int, int], choice: Choice, terms: Terms) -> Sequence[Piece]:
+    """One micro-step; all on all where chunks that differ by a token leave no other way."""
+    within = terms.bounds.capacity - SLACK
+    if choice.tight:
+        within = min(within, int(TIGHT * sum(lengths.values()) / terms.bounds.ranks) + SLACK)
+    found = dealt(lengths, within, _starts(within, choice, terms), terms)
+    if found is not None and _fits(cut := _cut(step, lengths, found), terms):
+        return cut
+    return _cut(step, lengths, dict.fromkeys(lengths, tuple(range(terms.bounds.ranks))))
 
 
-def _fits(found: Dealt, lengths: Mapping[int, int], terms: Terms) -> bool:
+def _starts(within: int, choice: Choice, terms: Terms) -> Starts:
+    """The algorithms' own, which share what does not fit, or what the choice says beside."""
+    inter, intra = float(min(terms.node, terms.bounds.ranks) * within + 1), float(within + 1)
+    inter /= 2**choice.halved
+    if not choice.free:
+        return Starts(inter, intra)
+    found = zones(terms)
+    return Starts(min(inter, found.inter), min(intra, found.intra))
+
+
+def _cut(step: int, lengths: Mapping[int, int], ranks: Dealt) -> Sequence[Piece]:
+    return [Piece(i, 0, lengths[i], step, own, METHOD if len(own) > 1 else "whole") for i, own in ranks.items()]
+
+
+def _fits(pieces: Sequence[Piece], terms: Terms) -> bool:
     """Whether every rank has room for its shares as they are cut."""
-    pieces = [Piece(i, 0, lengths[i], 0, ranks, METHOD if len(ranks) > 1 else "whole") for i, ranks in found.items()]
     held = BatchPlan("zeppelin", (), terms.bounds.ranks, terms.bounds.capacity, tuple(pieces)).held
     return all(tokens <= terms.bounds.capacity for tokens in held.values())
