@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fourfold.ir.batch import BatchPlan, Piece
@@ -32,13 +32,13 @@ class Choice:
     free: bool = False
 
 
-CHANGES: tuple[Mapping[str, int], ...] = (
-    {"tight": True},
-    {"more": 1},
-    {"halved": 1},
-    {"halved": 2},
-    {"halved": 3},
-    {"free": True},
+CHANGES: tuple[Callable[[Choice], Choice], ...] = (
+    lambda choice: replace(choice, tight=True),
+    lambda choice: replace(choice, more=1),
+    lambda choice: replace(choice, halved=1),
+    lambda choice: replace(choice, halved=2),
+    lambda choice: replace(choice, halved=3),
+    lambda choice: replace(choice, free=True),
 )
 """What is tried after the algorithms as printed, one after the other; what helps is kept."""
 
@@ -57,7 +57,7 @@ def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     assert best is not None, "the fewest micro-steps hold the batch"
     least = finished(best, terms)
     for change in CHANGES:
-        other = replace(choice, **change)
+        other = change(choice)
         found = _placed(lengths, other, terms)
         if found is not None and (seconds := finished(found, terms)) < least:
             choice, best, least = other, found, seconds
