@@ -137,11 +137,14 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         speed = speedups(row)
         head = f"{row['cluster']} {row['model']:>3} {row['gpus']:>3} GPUs tp{row['tensor']} {row['dataset']:<8}"
         yield f"{head:<25}{row['te_cp_seconds']:>9} s " + "".join(cell(speed.get(name)) for name in COLUMNS)
+    least = min(int(str(row["pool"])) for row in rows)
+    alike = [row for row in rows if row["pool"] == least]
     for title, chosen in (("mean", fmean), ("most", max), ("least", min)):
-        found = [[s[name] for row in rows if name in (s := speedups(row))] for name in COLUMNS]
-        yield f"{title:<36}" + "".join(cell(chosen(each) if each else None) for each in found)
-    yield "ArXiv, means over its cells, own port / routed:"
-    arxiv = [speedups(row) for row in rows if row["dataset"] == "ArXiv"]
+        found = [[s[name] for row in alike if name in (s := speedups(row))] for name in COLUMNS]
+        text = f"{title} of pools of {least}"
+        yield f"{text:<36}" + "".join(cell(chosen(each) if each else None) for each in found)
+    yield f"ArXiv, means over its cells of pools of {least}, own port / routed:"
+    arxiv = [speedups(row) for row in alike if row["dataset"] == "ArXiv"]
     for title, names in (("TE-CP", (None, "te-cp routed")), ("no remap", ("zeppelin, no remap", ROUTED[3]))):
         yield f"  {title:<10}" + "".join(cell(fmean(s[n] for s in arxiv) if n else 1.0) for n in names)
     yield "  zeppelin  " + "".join(cell(fmean(s[n] for s in arxiv)) for n in ("zeppelin", "zeppelin routed"))

@@ -14,7 +14,7 @@ from fourfold.ir.batch import BatchPlan, Move
 from fourfold.passes.batch.clock import Loaded, clocked, loaded, spans
 from fourfold.passes.batch.terms import Terms
 
-LEVELS = 4
+LEVELS = 8
 """How many heights between the mean and the fullest rank are tried, to which the fullest ranks give."""
 
 

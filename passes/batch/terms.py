@@ -74,6 +74,7 @@ class Terms:
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, init=False, repr=False)
     _least: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _sent: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     def alone(self, length: int) -> float:
@@ -142,8 +143,11 @@ class Terms:
 
     def travelled(self, length: int, ranks: int, method: str) -> float:
         """Seconds of one document's messages, one after the other, where others like it fill so many neighbours."""
-        seconds = self.group(method, ranks).travelled
-        return sum(layer.calls * self._of_both(seconds, layer, ranks, length) for layer in self.layers)
+        key = (method, ranks, length)
+        if key not in self._sent:
+            seconds = self.group(method, ranks).travelled
+            self._sent[key] = sum(layer.calls * self._of_both(seconds, layer, ranks, length) for layer in self.layers)
+        return self._sent[key]
 
     def group(self, method: str, ranks: int) -> Shared:
         """So many neighbours that share by this method."""

@@ -12,7 +12,7 @@ from fourfold.passes.batch.packing import evened, spread
 from fourfold.passes.batch.refusal import SLACK, require, room
 from fourfold.passes.batch.remap import remapped
 from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.zones import METHOD, zones
+from fourfold.passes.batch.zones import METHOD, NOWHERE, Zones, zones
 
 TIGHT = 1.1
 """The mean of a rank's tokens times this is room enough where little is to be uneven."""
@@ -23,22 +23,22 @@ class Choice:
     """What the algorithms are given: micro-steps beyond the fewest, how much room ranks have, and where they start.
 
     tight: room for little more than the mean. halved: so often is the length from which a sequence spans nodes.
-    free: what hides its messages is shared from the start.
+    free: from which lengths more is shared from the start, as it hides its messages.
     """
 
     more: int = 0
     tight: bool = False
     halved: int = 0
-    free: bool = False
+    free: Zones = NOWHERE
 
 
-CHANGES: tuple[Callable[[Choice], Choice], ...] = (
-    lambda choice: replace(choice, tight=True),
-    lambda choice: replace(choice, more=1),
-    lambda choice: replace(choice, halved=1),
-    lambda choice: replace(choice, halved=2),
-    lambda choice: replace(choice, halved=3),
-    lambda choice: replace(choice, free=True),
+CHANGES: tuple[Callable[[Choice, Terms], Choice], ...] = (
+    lambda choice, _: replace(choice, tight=True),
+    lambda choice, _: replace(choice, more=1),
+    lambda choice, _: replace(choice, halved=1),
+    lambda choice, _: replace(choice, halved=2),
+    lambda choice, _: replace(choice, halved=3),
+    lambda choice, terms: replace(choice, free=zones(terms)),
 )
 """What is tried after the algorithms as printed, one after the other; what helps is kept."""
 
@@ -57,7 +57,7 @@ def zeppelin(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     assert best is not None, "the fewest micro-steps hold the batch"
     least = finished(best, terms)
     for change in CHANGES:
-        other = change(choice)
+        other = change(choice, terms)
         found = _placed(lengths, other, terms)
         if found is not None and (seconds := finished(found, terms)) < least:
             choice, best, least = other, found, seconds
@@ -100,12 +100,8 @@ def _pieces(step: int, lengths: Mapping[int, int], choice: Choice, terms: Terms)
 
 def _starts(within: int, choice: Choice, terms: Terms) -> Starts:
     """The algorithms' own, which share what does not fit, or what the choice says beside."""
-    inter, intra = float(min(terms.node, terms.bounds.ranks) * within + 1), float(within + 1)
-    inter /= 2**choice.halved
-    if not choice.free:
-        return Starts(inter, intra)
-    found = zones(terms)
-    return Starts(min(inter, found.inter), min(intra, found.intra))
+    inter, intra = min(terms.node, terms.bounds.ranks) * within + 1, within + 1
+    return Starts(min(inter / 2**choice.halved, choice.free.inter), min(intra, choice.free.intra))
 
 
 def _cut(step: int, lengths: Mapping[int, int], ranks: Dealt) -> Sequence[Piece]:

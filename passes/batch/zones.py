@@ -26,6 +26,10 @@ class Zones:
         return "inter" if length >= self.inter else "intra" if length >= self.intra else "local"
 
 
+NOWHERE = Zones(inf, inf)
+"""No sequence is shared at no cost."""
+
+
 def zones(terms: Terms) -> Zones:
     """The zones of a pool: the smallest rings inside a node and over two, where there are such.
 
