@@ -32,7 +32,8 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.compare import compared
-from fourfold.passes.batch.terms import Terms, terms_of
+from fourfold.passes.batch.planned import terms_of
+from fourfold.passes.batch.terms import Terms
 
 MODELS: Mapping[str, int] = {"llama-8b": 1, "llama-70b": 8}
 """Tensor degree by model."""

@@ -70,7 +70,7 @@ def drawn(count: int) -> list[int]:
 def solved(terms: Terms, sequences: int, ranks: int) -> Point:
     """Placed twice, the second time with tables known."""
     machine = load(f"dgx-h200:{max(1, ranks // 8)}")
-    here = replace(terms, machine=machine, bounds=replace(terms.bounds, ranks=ranks), _known={}, _best={})
+    here = replace(terms, machine=machine, bounds=replace(terms.bounds, ranks=ranks))
     lengths, taken = drawn(sequences), []
     for _ in range(2):
         started = time.process_time()

@@ -162,6 +162,14 @@ class BatchPlan:
                 found[rank, move.micro_step] = found.get((rank, move.micro_step), 0) + more
         return found
 
+    @property
+    def moved(self) -> dict[int, tuple[Move, ...]]:
+        """The moves of each micro-step that has any, in their order."""
+        found: dict[int, tuple[Move, ...]] = {}
+        for move in self.moves:
+            found[move.micro_step] = (*found.get(move.micro_step, ()), move)
+        return found
+
     def of(self, rank: int) -> Iterator[tuple[int, tuple[Team, ...]]]:
         """The micro-steps of one rank, each with its teams in the order in which they run."""
         mine: dict[int, list[Team]] = {}
@@ -175,10 +183,7 @@ class BatchPlan:
             f"{self.policy}: {len(self.lengths)} sequences, {sum(self.lengths):,} tokens on {self.ranks} ranks of "
             f"{self.capacity:,}"
         )
-        moved: dict[int, list[Move]] = {}
-        for move in self.moves:
-            moved.setdefault(move.micro_step, []).append(move)
-        rows = [f"{step}  remap  {' '.join(map(str, moves))}" for step, moves in sorted(moved.items())]
+        rows = [f"{step}  remap  {' '.join(map(str, moves))}" for step, moves in sorted(self.moved.items())]
         rows += [f"{one.micro_step}  offload  {one.rank} {one.share:.0%}" for one in self.offloads]
         return "\n".join((title, *(_line(team) for team in self.teams), *rows))
 

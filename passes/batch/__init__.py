@@ -12,6 +12,9 @@ from fourfold.passes.batch.chunkflow import chunkflow
 from fourfold.passes.batch.flexsp import flexsp
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
+from fourfold.passes.batch.zeppelin import zeppelin
+
+__all__ = ["POLICIES", "SINGLE", "Policy"]
 
 SINGLE: Mapping[str, Policy] = MappingProxyType(
     {
@@ -19,6 +22,7 @@ SINGLE: Mapping[str, Policy] = MappingProxyType(
         "static_cp": static_cp,
         "homogeneous": homogeneous,
         "bytescale": bytescale,
+        "zeppelin": zeppelin,
         "chunkflow": chunkflow,
         "flexsp": flexsp,
     }

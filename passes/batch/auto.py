@@ -12,14 +12,17 @@ from fourfold.passes.batch.auto_polish import polish
 from fourfold.passes.batch.auto_search import constructed, improved
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.refusal import require
+from fourfold.passes.batch.remap import remapped
 from fourfold.passes.batch.terms import Terms
 from fourfold.passes.batch.timing import timed
 
 Policy = Callable[[Sequence[int], Terms], BatchPlan]
 Finish = Callable[[BatchPlan, Terms], BatchPlan]
 
-FINISHES: tuple[Finish, ...] = ()
+FINISHES: tuple[Finish, ...] = (remapped,)
 """What may make a finished placement faster, in turn; kept where it does."""
+FINISHED = 2
+"""Placements that are finished, the fastest."""
 CLOSE = 0.002
 """A gap to the bound at which nothing more is tried."""
 
@@ -42,8 +45,11 @@ def auto(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy] = (), ga
         polish(grid, goal=goal)
         found.append(_timed(_batch(grid), terms))
     best = min(found, key=_seconds)
-    for finish in FINISHES:
-        best = min(best, _timed(finish(best[1], terms), terms), key=_seconds)
+    for seconds, batch in sorted(found, key=_seconds)[:FINISHED] if best[0] > terms.once + goal else ():
+        one = seconds, batch
+        for finish in FINISHES:
+            one = min(one, _timed(finish(one[1], terms), terms), key=_seconds)
+        best = min(best, one, key=_seconds)
     return replace(best[1], policy="auto")
 
 
@@ -86,7 +92,7 @@ def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:
         n, i = len(piece.ranks), piece.sequence
         grid.step[i], grid.first[i], grid.ranks[i] = piece.micro_step, piece.ranks[0], n
         way = option(piece.tokens, n, terms)
-        grid.seconds[i], grid.tokens[i] = way.seconds, way.tokens
+        grid.seconds[i], grid.tokens[i], grid.filling[i] = way.seconds, way.tokens, way.filling
     grid.offloads = batch.offloads
     grid.rebuilt()
     return grid

@@ -16,11 +16,15 @@ from fourfold.passes.batch.terms import Terms
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A way to run a sequence: on `ranks` neighbours, for `seconds`, with `tokens` on the fullest."""
+    """A way to run a sequence: on `ranks` neighbours, for `seconds`, with `tokens` on the fullest.
+
+    filling: of these seconds, attention that fills waits of others on a rank alone, waits that are filled on several.
+    """
 
     ranks: int
     seconds: float
     tokens: int
+    filling: float = 0.0
 
     @property
     def work(self) -> float:
@@ -85,15 +89,19 @@ DEARER = 1.3
 
 def option(length: int, ranks: int, terms: Terms) -> Option:
     """A sequence on so many neighbours: chunks differ by one token, which more documents even out."""
-    return Option(ranks, terms.task(length, ranks), length if ranks == 1 else -(-length // ranks) + 1)
+    seconds, method = terms.fastest(length, ranks)
+    filling = terms.waits(length, ranks, method) if ranks > 1 else seconds
+    tokens = length if ranks == 1 else -(-length // ranks) + 1
+    return Option(ranks, terms.task(length, ranks), tokens, filling)
 
 
 class Grid:
     """A placement being made: where each sequence runs, and what follows from it.
 
-    own: seconds of each (micro-step, rank); top: of the slowest that it waits for; room: free tokens; ends: when each
-    rank has done all; heights: of each micro-step where all ranks go in step (ZeRO 2 and 3). offloads: of cells that
-    hold more than they have room for; what runs there stays.
+    own: seconds of each (micro-step, rank); spare: of them, waits beyond what fills them, or, below 0, attention beyond
+    waits; top: of the slowest that it waits for; room: free tokens; ends: when each rank has done all; heights: of each
+    micro-step where all ranks go in step (ZeRO 2 and 3). offloads: of cells that hold more than they have room for;
+    what runs there stays.
     """
 
     def __init__(self, choice: Choice, rounds: int) -> None:
@@ -102,7 +110,7 @@ class Grid:
         self.in_step = bounds.zero > 1
         self.shape = rounds, bounds.ranks
         self.step, self.first, self.ranks = (np.full(many, -1) for _ in range(3))
-        self.seconds, self.tokens = np.zeros(many), np.zeros(many, dtype=int)
+        self.seconds, self.tokens, self.filling = np.zeros(many), np.zeros(many, dtype=int), np.zeros(many)
         self.offloads: tuple[Offload, ...] = ()
         self.rebuilt()
 
@@ -110,22 +118,29 @@ class Grid:
         """All that follows, from where sequences are."""
         bounds, (rounds, ranks) = self.terms.bounds, self.shape
         self.own, self.room = np.zeros(self.shape), np.full(self.shape, bounds.capacity)
-        self.label = np.tile(np.arange(ranks), (rounds, 1))
+        self.label, waits, fills = np.tile(np.arange(ranks), (rounds, 1)), np.zeros(self.shape), np.zeros(self.shape)
         alone = np.flatnonzero((self.step >= 0) & (self.ranks == 1))
         np.add.at(self.own, (self.step[alone], self.first[alone]), self.seconds[alone])
         np.subtract.at(self.room, (self.step[alone], self.first[alone]), self.tokens[alone])
+        np.add.at(fills, (self.step[alone], self.first[alone]), self.filling[alone])
         shared = np.flatnonzero((self.step >= 0) & (self.ranks > 1))
         windows, which = np.unique(
             np.stack([self.step[shared], self.first[shared], self.ranks[shared]]), axis=1, return_inverse=True
         )
         seconds = np.bincount(which.ravel(), self.seconds[shared], windows.shape[1])
         tokens = np.bincount(which.ravel(), self.tokens[shared], windows.shape[1]).astype(int)
-        for (step, first, n), more, held in zip(windows.T.tolist(), seconds.tolist(), tokens.tolist(), strict=True):
+        waiting = np.bincount(which.ravel(), self.filling[shared], windows.shape[1])
+        for (step, first, n), more, held, wait in zip(
+            windows.T.tolist(), seconds.tolist(), tokens.tolist(), waiting.tolist(), strict=True
+        ):
             here = slice(first, first + n)
             self.own[step, here] += more
             self.room[step, here] -= held
+            waits[step, here] += wait
             self._join(step, here)
         self.own[self.room < bounds.capacity] += self.terms.fixed
+        self.own -= np.minimum(waits, fills)
+        self.spare = waits - fills
         self.settle()
 
     def _join(self, step: int, here: slice) -> None:
@@ -184,7 +199,7 @@ class Grid:
 
     def _least(self, late: np.ndarray, way: Option) -> tuple[float, int, int] | None:
         """(how late, micro-step, first rank) of the neighbours that are least late, of those with room."""
-        late = np.where(self.room >= way.tokens, late, np.inf)
+        late = np.where(self.room >= way.tokens, late - self._filled(way, self.spare), np.inf)
         n = way.ranks
         starts = self.choice.starts[n] if n > 1 else None
         if starts is not None:
@@ -197,10 +212,12 @@ class Grid:
     def place(self, i: int, step: int, first: int, way: Option) -> None:
         """Puts a sequence there."""
         self.step[i], self.first[i], self.ranks[i] = step, first, way.ranks
-        self.seconds[i], self.tokens[i] = way.seconds, way.tokens
+        self.seconds[i], self.tokens[i], self.filling[i] = way.seconds, way.tokens, way.filling
         here = slice(first, first + way.ranks)
         before = self.own[step, here].copy()
         self.own[step, here] += way.seconds + self.terms.fixed * (self.room[step, here] == self.terms.bounds.capacity)
+        self.own[step, here] -= self._filled(way, self.spare[step, here])
+        self.spare[step, here] += way.filling if way.ranks > 1 else -way.filling
         self.room[step, here] -= way.tokens
         if self.in_step:
             self.heights[step] = max(self.heights[step], self.own[step, here].max())
@@ -209,6 +226,11 @@ class Grid:
             self.settle()
         else:
             self._lengthen(step, first, float(before[0]))
+
+    def _filled(self, way: Option, spare: np.ndarray) -> np.ndarray:
+        """Seconds that a sequence run this way takes less where it fills waits, or its waits are filled."""
+        found: np.ndarray = np.minimum(way.filling, np.maximum(0.0, spare if way.ranks == 1 else -spare))
+        return found
 
     def _lengthen(self, step: int, rank: int, before: float) -> None:
         """One rank runs longer: who waits for it does, too."""
@@ -238,11 +260,12 @@ class Grid:
 
     def state(self) -> tuple[np.ndarray, ...]:
         """Where sequences are, to come back to."""
-        return tuple(part.copy() for part in (self.step, self.first, self.ranks, self.seconds, self.tokens))
+        parts = self.step, self.first, self.ranks, self.seconds, self.tokens, self.filling
+        return tuple(part.copy() for part in parts)
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         """Back to a state."""
-        self.step, self.first, self.ranks, self.seconds, self.tokens = (part.copy() for part in state)
+        self.step, self.first, self.ranks, self.seconds, self.tokens, self.filling = (part.copy() for part in state)
         self.rebuilt()
 
 

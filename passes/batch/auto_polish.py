@@ -66,13 +66,19 @@ def _solved(grid: Grid, cells: list[tuple[int, int]]) -> bool:
     ranks = sorted({rank for _, rank in cells})
     ticks = {i: round(float(grid.seconds[i]) / TICK) for i in movable}
     latest, loads = _latest(grid, ranks, cells), {}
-    makespan = model.new_int_var(0, round(latest.max() / TICK) + 1, "")
+    most = grid.own[cells[0][0], ranks].max() if grid.in_step else latest.max()
+    makespan = model.new_int_var(0, round(most / TICK) + 1, "")
     for rank, whole in zip(ranks, latest.tolist(), strict=True):
         own = [c for c, cell in enumerate(cells) if cell[1] == rank]
         kept = whole - sum(grid.seconds[i] for i in movable if grid.first[i] == rank)
         loads[rank] = round(kept / TICK) + sum(ticks[i] * at[i, c] for i in movable for c in own)
         model.add(loads[rank] <= makespan)
     model.add(sum(loads.values()) <= len(ranks) * makespan)
+    for c, (step, rank) in enumerate(cells if grid.in_step else ()):
+        beside = {i: ticks[i] - round(float(grid.filling[i]) / TICK) for i in movable}
+        kept = grid.own[step, rank] - max(0.0, -grid.spare[step, rank])
+        fixed = round(kept / TICK) - sum(beside[i] for i in movable if _is(grid, i, cells[c]))
+        model.add(fixed + sum(beside[i] * at[i, c] for i in movable) <= makespan)
     for c, (step, rank) in enumerate(cells):
         free = int(grid.room[step, rank]) + sum(int(grid.tokens[i]) for i in movable if _is(grid, i, cells[c]))
         model.add(sum(int(grid.tokens[i]) * at[i, c] for i in movable) <= free)
@@ -91,8 +97,12 @@ def _solved(grid: Grid, cells: list[tuple[int, int]]) -> bool:
 
 
 def _latest(grid: Grid, ranks: list[int], cells: list[tuple[int, int]]) -> np.ndarray:
-    """Seconds of each rank: of its one cell, or until it ends."""
-    return grid.own[cells[0][0], ranks] if grid.in_step else grid.ends[ranks]
+    """Seconds of each rank: of its one cell, were its waits filled, or until it ends."""
+    if not grid.in_step:
+        return grid.ends[ranks]
+    here = cells[0][0], ranks
+    found: np.ndarray = grid.own[here] - np.maximum(0.0, grid.spare[here])
+    return found
 
 
 def _here(grid: Grid, cell: tuple[int, int]) -> np.ndarray:

@@ -19,8 +19,9 @@ WIDE = 64
 def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> float:
     """The larger of all work spread evenly over the ranks, and the longest sequence by its best number of ranks.
 
-    Work is the least that each sequence costs wherever it runs: remaps and waiting only add to it. A placement that
-    leaves something to the host's memory is not held to the room of ranks: `offloaded` bounds those, too. A line of p
+    Work is the least that each sequence costs wherever it runs, when others fill what it waits for messages; the
+    longest alone waits for its own, and a remap may spread what it has else to do. A placement that leaves something to
+    the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A line of p
     stages runs p - 1 micro-steps more, of which one holds the longest.
     """
     ranks, more = terms.bounds.ranks, terms.stages - 1
@@ -45,7 +46,7 @@ def _attention(length: int, terms: Terms, offloaded: bool) -> float:
     capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
     known: list[float] = []
     for n in {fewest, max(1, fewest - 1), *_degrees(length, terms)}:
-        seconds = n * terms.fastest(length, n)[0]
+        seconds = n * terms.least(length, n)
         if n < fewest:
             again = max(0, min(length, round((1.0 + terms.bounds.state) * length) - n * capacity))
             seconds += terms.forward * terms.linear * again + (terms.attends * terms.alone(again) if again else 0.0)

@@ -36,13 +36,10 @@ def terms(ranks: int, capacity: int, zero: int) -> Terms:
     """A small model on a pool of eight-rank nodes."""
     layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
     bounds = Bounds(ranks, capacity, zero, 8, state=0.1, spare=0.5)
-    known = KNOWN.setdefault(capacity, {})
-    host = {"forward": 0.3, "kept": 1e4, "host": 5e10, "hidden": 1e3}
-    return Terms(MACHINE, bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **host, _known=known)
+    host = {"forward": 0.3, "kept": 1e4, "host": 5e10}
+    return Terms(MACHINE, bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **host)
 
 
-KNOWN: dict[int, dict[tuple[str, int, int], float]] = {}
-"""Seconds of shared attention, which pools of one capacity have in common."""
 QUICK = {**POLICIES, "auto": partial(auto, starts=tuple(SINGLE.values()), gap=1.0)}
 """The same policies, where auto is soon content."""
 
