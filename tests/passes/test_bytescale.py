@@ -26,6 +26,9 @@ class Computing(Terms):
     def shared(self, length: int, ranks: int, method: str) -> float:
         return self.alone(length) / ranks
 
+    def waits(self, length: int, ranks: int, method: str) -> float:
+        return 0.0
+
 
 class Costly(Computing):
     """More ranks cost more."""
