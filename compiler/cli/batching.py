@@ -48,7 +48,7 @@ def batch(
     plan = answered(question, top=0, quiet=as_json).plan
     from fourfold.passes.batch import POLICIES
     from fourfold.passes.batch.compare import compared
-    from fourfold.passes.batch.terms import terms_of
+    from fourfold.passes.batch.planned import terms_of
 
     terms = terms_of(plan)
     each = [length for length, count in plan.workload.lengths for _ in range(count)]
@@ -113,7 +113,7 @@ def _longest(batch: BatchPlan) -> Section:
 def _explained(batch: BatchPlan, terms: Terms, sequence: int) -> Section:
     """Where one sequence runs, and what it would take on other numbers of ranks."""
     from fourfold.ir.batch import spans
-    from fourfold.passes.batch.timing import worth
+    from fourfold.passes.batch.bounding import worth
 
     length = batch.lengths[sequence]
     rows = [
