@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fourfold.ir.plan import Plan
 
 DTYPES = {"fp32": "float32", "fp64": "float64"}
+AXES = ("pp", "dp", "sp", "tp")
 RANKS, LENGTH, SEQUENCES = 4, 64, 16
 
 
@@ -34,19 +36,22 @@ def verify(
         str, typer.Option("--precision", metavar="P", help="fp32 (to 1e-4) or fp64 (to 1e-9).")
     ] = "fp32",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of AdamW.")] = 3,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="Place the batch by this policy, as for `batch`.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Prove a plan: loss, gradients, updates on processes here against the plain module. Exit code 13 if not."""
     if numbers not in DTYPES:
         raise UsageError(f"--precision {numbers!r}: verify runs in {' or '.join(DTYPES)}")
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
-    ranks = processes or int(pins.get("dp", 1)) * int(pins.get("tp", 1))
+    ranks = processes or prod(int(pins.get(axis, 1)) for axis in AXES)
     ranks = ranks if pins or processes else RANKS
     module = model_of(model, changed, small=not (plan or hardware))
     chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
     from fourfold.compiler.verify import verify as prove
 
-    report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
+    report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8, policy=policy)
     if as_json:
         dump(report.plain())
     else:

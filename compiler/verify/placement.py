@@ -20,7 +20,7 @@ from fourfold.passes.batch.refusal import SLACK
 from fourfold.passes.batch.terms import terms_of
 
 HALVES = 2
-"""Ranks that hold the longest document together, and no fewer: a pool of two can, a pool of more has teams to choose."""
+"""Ranks that just hold the longest document: a pool of two can, and a larger one has teams to choose."""
 
 
 @dataclass(frozen=True, slots=True)
