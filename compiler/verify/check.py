@@ -29,6 +29,7 @@ from fourfold.hardware.errors import UsageError
 from fourfold.ir.answer import Answer
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph
+from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
 from fourfold.passes.batch import Policy
 
@@ -109,10 +110,7 @@ def prepared(
     graph, silent = _captured(least, getattr(torch, dtype))
     limits = limits_of(graph)
     vocabulary = min(n for n in (limits.tokens, limits.labels) if n is not None)
-    pool, micro_steps = (mesh.dp, min(plan.micro_steps, 2)) if policy is None else (mesh.pool, 1)
-    batch, capacity = batches.ragged(
-        vocabulary=vocabulary, pool=pool, micro_steps=micro_steps, longest=limits.positions
-    )
+    batch, capacity = _batch(plan, mesh, vocabulary, limits.positions, dealt=policy is None)
     lengths = tuple(len(item["tokens"]) for item in batch)
 
     def fitted(capacity: int) -> Plan:
@@ -123,6 +121,14 @@ def prepared(
         return Case(least, graph, fitted(-(-capacity // mesh.sp)), batch, None, notes)
     there, made, refused = placed(policy, lengths, fitted)
     return Case(least, graph, there, batch, made, (*notes, *refused))
+
+
+def _batch(plan: Plan, mesh: Mesh, vocabulary: int, longest: int | None, *, dealt: bool) -> tuple[Sequences, int]:
+    """The batch, and how many tokens a group of ranks holds of what is dealt to it."""
+    if not dealt:
+        return batches.unplaced(vocabulary=vocabulary, pool=mesh.pool, longest=longest), 0
+    steps = min(plan.micro_steps, 2)
+    return batches.ragged(vocabulary=vocabulary, pool=mesh.dp, micro_steps=steps, longest=longest)
 
 
 def _captured(model: nn.Module, dtype: torch.dtype) -> tuple[Graph, str]:
