@@ -15,7 +15,7 @@ from fourfold.hardware import load
 from fourfold.hardware.errors import InfeasibleError, UsageError
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
-from fourfold.passes.batch import POLICIES, SINGLE
+from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.auto import Policy, auto
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.compare import compared
@@ -40,8 +40,8 @@ def terms(ranks: int, capacity: int, zero: int) -> Terms:
     return Terms(MACHINE, bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **host)
 
 
-QUICK = {**POLICIES, "auto": partial(auto, starts=tuple(SINGLE.values()), gap=1.0)}
-"""The same policies, where auto is soon content."""
+QUICK = {**POLICIES, "auto": partial(auto, gap=1.0)}
+"""The same policies, where auto starts from nothing and is soon content."""
 
 
 def holds(
