@@ -118,7 +118,7 @@ def attend_parts(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, work: Work, *, kep
     told: list[Tensor] = []
     out: Tensor = _Attended.apply(q_THD, k_TGD, v_TGD, work, told)  # type: ignore[no-untyped-call]
     if kept is not None:
-        kept.found.append(tuple(told))
+        kept.keep(told)
     return out
 
 
