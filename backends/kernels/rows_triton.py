@@ -84,8 +84,7 @@ def join_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Fresh tensors: rows before `kept` are the tensors', those before `one`, `two` and `end` the messages', the rest
-    zero."""
+    """Rows before `kept` are the tensors', those before `one`, `two` and `end` the messages', the rest zero."""
     head = tl.program_id(1).to(tl.int64)
     row, column = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, PADDED)[None, :]
     wide = column < WIDTH
