@@ -91,8 +91,7 @@ class Work:
         """Tensors of attention's layout in the regions', padded with zeros to so many tokens."""
         if self.over.remap is None:
             return tensors
-        moved = self.over.remap.outward(tensors, self.over.held)
-        return tuple(torch.cat((x, x.new_zeros((tokens - x.shape[0], *x.shape[1:])))) for x in moved)
+        return self.over.remap.outward(tensors, self.over.held, tokens)
 
     def _inward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.over.remap is not None:
@@ -119,7 +118,7 @@ def attend_parts(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, work: Work, *, kep
     told: list[Tensor] = []
     out: Tensor = _Attended.apply(q_THD, k_TGD, v_TGD, work, told)  # type: ignore[no-untyped-call]
     if kept is not None:
-        kept.found.append(tuple(told))
+        kept.keep(told)
     return out
 
 

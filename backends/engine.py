@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fourfold.backends import compat, skeleton
 from fourfold.backends.attention import Attention
 from fourfold.backends.batching import Packed
 from fourfold.backends.collectives import all_gather
 from fourfold.backends.emit import suffix_function
+from fourfold.backends.host import Host
+from fourfold.backends.kernels.attention import AS_IS, Hooks
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
 from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
 from fourfold.backends.late import Late, sized
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.offload import Offloading
 from fourfold.backends.pace import Pace
 from fourfold.backends.placing import Turn
 from fourfold.backends.ranks import Ranks
@@ -75,6 +80,8 @@ class Engine:
         self.stages = stages(graph, plan.bounds)
         self.calls = calls_of(graph, plan, ranks.stage_rank)
         self.own = part(graph, self.calls)
+        self.read = {(s.call, s.output): at for at, call in enumerate(graph.calls) for s in call.sources}
+        self.host = Host.of(ranks.device)
         self.slots: dict[int, dict[str, skeleton.Slot]] = {}
         self.units: dict[int, tuple[skeleton.Container, ...]] = {}
 
@@ -113,21 +120,30 @@ class Engine:
         training: bool,
         late: Late | None = None,
         loss: bool = True,
+        away: Offloading | None = None,
     ) -> tuple[Tensor, ...]:
         """What a stage gives for one micro-step, from what it takes; the last one its share of the loss times `scale`.
 
-        `late` catches what the weights' half of the backward needs; without `loss` the last stage gives nothing.
+        `late` catches what the weights' half of the backward needs; without `loss` the last stage gives nothing;
+        `away` moves a part of what is kept for the backward.
         A collective of the pool and of the tensor axis.
         """
         self.scale = scale
         there = self.stages[stage] if loss else self._without_loss(self.stages[stage])
-        found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training, late))
+        found: tuple[Tensor, ...] = root(lambda: self._stage(there, micro, taken, training, late, away))
         return found
 
     def late(self, micro: Micro) -> Late:
         """For the weights of a stage whose gradients wait."""
         dtype = getattr(torch, self.plan.precision.compute)
         return Late.of(micro.tokens, self.ranks.tensor.size, dtype=dtype, device=self.ranks.device)
+
+    def offloading(self, stage: int, share: float) -> Offloading | None:
+        """What one forward of a stage leaves in the host's memory; its layers are the calls that mix tokens."""
+        if not share:
+            return None
+        layers = [index for index in self.stages[stage].calls if self._mixes(index)]
+        return Offloading(self.host, layers, share)
 
     def weigh(self, root: Any, stage: int, late: Late) -> None:
         """Gives the weights of a stage the gradients that wait, call by call from the last, as a backward of its own.
@@ -160,7 +176,13 @@ class Engine:
         return torch.empty(shape, dtype=getattr(torch, value.dtype), device=self.ranks.device)
 
     def _stage(
-        self, stage: Stage, micro: Micro, taken: tuple[Tensor, ...], training: bool, late: Late | None
+        self,
+        stage: Stage,
+        micro: Micro,
+        taken: tuple[Tensor, ...],
+        training: bool,
+        late: Late | None,
+        away: Offloading | None,
     ) -> tuple[Tensor, ...]:
         made: dict[tuple[int, int], Tensor] = {
             (source.call, source.output): x for source, x in zip(stage.takes, taken, strict=True)
@@ -168,12 +190,28 @@ class Engine:
         for index in stage.calls:
             sources = self.graph.calls[index].sources
             inputs = tuple(micro.given[s.output] if s.call < 0 else made[s.call, s.output] for s in sources)
-            found = self._call(index, inputs, micro.documents, training, late)
+            hooks = self._hooks(index, micro, away)
+            with nullcontext() if hooks is AS_IS else saved_tensors_hooks(*hooks):
+                found = self._call(index, inputs, micro.documents, training, late, hooks)
             made |= {(index, at): x for at, x in enumerate(found)}
+            # What went to the host's memory is free only if nothing else holds it.
+            made = {key: x for key, x in made.items() if self.read.get(key, inf) > index}
         return tuple(made[source.call, source.output] for source in stage.gives)
 
+    def _hooks(self, index: int, micro: Micro, away: Offloading | None) -> Hooks:
+        """How autograd keeps what a call saves."""
+        if away is None:
+            return AS_IS
+        return away.hooks(index, lambda: (*micro.given, *(slot.local() for slot in self.slots[index].values())))
+
     def _call(
-        self, index: int, inputs: tuple[Tensor, ...], documents: Held, training: bool, late: Late | None
+        self,
+        index: int,
+        inputs: tuple[Tensor, ...],
+        documents: Held,
+        training: bool,
+        late: Late | None,
+        hooks: Hooks,
     ) -> tuple[Tensor, ...]:
         call = self.graph.calls[index]
         runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
@@ -186,10 +224,14 @@ class Engine:
             return {name: slot.local() for name, slot in slots.items()}
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return runner.run(tensors, parameters, documents, recompute=how, taps=taps)
+            return runner.run(tensors, parameters, documents, recompute=how, taps=taps, hooks=hooks)
 
-        found: tuple[Tensor, ...] = _nested(self.units.get(index, ()), run)(*inputs)
+        found: tuple[Tensor, ...] = skeleton.nested(self.units.get(index, ()), run)(*inputs)
         return found
+
+    def _mixes(self, index: int) -> bool:
+        steps = self.lowered[self.graph.calls[index].block].steps
+        return any(isinstance(step, Mixer) and step.node.op != "loss" for step in steps)
 
     def _weighed(self, index: int, late: Late) -> Tensor:
         slots = self.slots[index]
@@ -197,7 +239,7 @@ class Engine:
         def run(anchor: Tensor) -> Tensor:
             return late.products(index, anchor, lambda name: slots[name].local())
 
-        found: Tensor = _nested(self.units.get(index, ()), run)(late.anchor)
+        found: Tensor = skeleton.nested(self.units.get(index, ()), run)(late.anchor)
         return found
 
     def _time(self) -> None:
@@ -269,14 +311,3 @@ class Engine:
 def _draws(block: Block) -> bool:
     """Whether training draws random numbers in the block."""
     return any(node.op == "dropout" for node in block.nodes)
-
-
-def _nested(containers: tuple[skeleton.Container, ...], run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` inside every container of a unit, so that its parameters are gathered before and sharded after."""
-    for container in reversed(containers):
-        run = _inside(container, run)
-    return run
-
-
-def _inside(container: skeleton.Container, run: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *tensors: container(run, *tensors)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from fourfold.backends.kernels.rows import gathered, scattered
+from fourfold.backends.kernels.rows import gathered, joined
 from fourfold.ir.comm import Comm, Expected
 
 Share = tuple[int, int]
@@ -41,24 +40,32 @@ class Remap:
         """Tensors [tokens, ..] of the regions' layout, of which `run` rows are no padding, in attention's."""
         return self._moved(tensors, run, self.takes, self.gives)
 
-    def outward(self, tensors: Sequence[Tensor], held: int) -> tuple[Tensor, ...]:
-        """Tensors of attention's layout, of `held` rows, in the regions'."""
-        return self._moved(tensors, held, self.gives, self.takes)
+    def outward(self, tensors: Sequence[Tensor], held: int, tokens: int) -> tuple[Tensor, ...]:
+        """Tensors of attention's layout, of `held` rows, in the regions', padded with zeros to so many tokens."""
+        return self._moved(tensors, held, self.gives, self.takes, tokens)
 
     def _moved(
-        self, tensors: Sequence[Tensor], rows: int, leaving: tuple[Share, ...], coming: tuple[Share, ...]
+        self,
+        tensors: Sequence[Tensor],
+        rows: int,
+        leaving: tuple[Share, ...],
+        coming: tuple[Share, ...],
+        tokens: int = 0,
     ) -> tuple[Tensor, ...]:
-        """The last rows, as `leaving` says, go; `coming` stand last in what stays. One message a pair of ranks."""
-        widths = [x.shape[1:].numel() for x in tensors]
-        stay = rows - sum(tokens for _, tokens in leaving)
-        sends, at = [], stay
-        for peer, tokens in leaving:
-            sends.append((peer, gathered([x[at : at + tokens] for x in tensors])))
-            at += tokens
-        expected = [Expected(peer, (tokens, sum(widths)), tensors[0].dtype) for peer, tokens in coming]
-        handle = self.comm.exchange("remap", sends, expected, like=tensors[0])
-        arrived = [scattered(message, tensors) for message in handle.wait()]
+        """The last rows, as `leaving` says, go; `coming` stand last in what stays, and zeros up to `tokens` rows.
+
+        One message a pair of ranks, all of them parts of one tensor.
+        """
+        width = sum(x.shape[1:].numel() for x in tensors)
+        counts = [count for _, count in leaving]
+        stay = rows - sum(counts)
+        sends: list[tuple[int, Tensor]] = []
+        if leaving:
+            messages = gathered([x[stay:rows] for x in tensors]).split(counts)  # type: ignore[no-untyped-call]
+            sends = [(peer, message) for (peer, _), message in zip(leaving, messages, strict=True)]
+        expected = [Expected(peer, (count, width), tensors[0].dtype) for peer, count in coming]
+        arrived = self.comm.exchange("remap", sends, expected, like=tensors[0]).wait()
         kept = [x[:stay] for x in tensors]
-        if not arrived:
+        if not coming and not tokens:
             return tuple(kept)
-        return tuple(torch.cat((x, *(message[i] for message in arrived))) for i, x in enumerate(kept))
+        return joined(kept, arrived, tokens or stay + sum(count for _, count in coming))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fourfold.backends.attention import Attention, Work, attend_parts
 from fourfold.backends.collectives import Axis
-from fourfold.backends.kernels.attention import Kept, attend
+from fourfold.backends.kernels.attention import AS_IS, Hooks, Kept, attend
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.late import Tap
 from fourfold.backends.lower import Lowered, Mixer, Region
@@ -54,17 +54,19 @@ class Runner:
         *,
         recompute: str = "none",
         taps: Taps = untapped,
+        hooks: Hooks = AS_IS,
     ) -> tuple[Tensor, ...]:
         """The block's outputs, each in the state the plan gives it.
 
         recompute: what the backward finds kept ("none"), or works out anew: all ("full"), or all but attention's
         results ("regions"). A block with the loss keeps its own: the loss makes its gradients in its forward.
         `parameters` is asked again in a replay, when what was gathered first may be gone. `taps` catch the gradients
-        of weights that shall wait (backends/late.py).
+        of weights that shall wait (backends/late.py). `hooks` keep attention's results for a replay.
         """
         env = dict(zip(self.lowered.block.inputs, inputs, strict=True))
         if recompute != "none" and not self._has_loss():
-            return self._replayed(env, parameters, documents, Kept() if recompute == "regions" else None, taps)
+            kept = Kept(hooks=hooks) if recompute == "regions" else None
+            return self._replayed(env, parameters, documents, kept, taps)
         env.update(parameters())
         for index in range(len(self.lowered.steps)):
             self._advance(index, env, documents, taps=taps)
@@ -82,11 +84,13 @@ class Runner:
         frugal = self.frugal if kept is not None else None
         inside = len(self.lowered.steps) - (frugal is not None)
         wanted = self._crossing(inside)
+        # The replay is given the inputs by autograd alone: a reference of its own would keep what is offloaded.
+        names = tuple(env)
 
         def head(*tensors: Tensor) -> tuple[Tensor, ...]:
             if kept is not None:
                 kept.start()
-            values = dict(zip(env, tensors, strict=True)) | dict(parameters())
+            values = dict(zip(names, tensors, strict=True)) | dict(parameters())
             for index in range(inside):
                 self._advance(index, values, documents, taps=taps, kept=kept)
             return tuple(values[name] for name in wanted)

@@ -130,3 +130,14 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         found.append(step)
         step *= size
     return tuple(reversed(found))
+
+
+def nested(containers: tuple[Container, ...], run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` inside every container of a unit, so that its parameters are gathered before and sharded after."""
+    for container in reversed(containers):
+        run = _inside(container, run)
+    return run
+
+
+def _inside(container: Container, run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *tensors: container(run, *tensors)

@@ -76,7 +76,9 @@ class Step:
             late = self.engine.late(micro) if self.training and (stage, micro_step) in self.split else None
             if late is not None:
                 self.late[stage, micro_step] = late
-            how: dict[str, Any] = {"scale": self.scale, "training": self.training, "late": late}
+            share = self.portions[micro_step].turn.offloaded if self.training else 0.0
+            away = self.engine.offloading(stage, share)
+            how: dict[str, Any] = {"scale": self.scale, "training": self.training, "late": late, "away": away}
             return self.engine.run(root, stage, micro, received, **how)
 
     def carry(self, stage: int, micro_step: int, received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

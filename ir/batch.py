@@ -17,6 +17,13 @@ from fourfold.ir.sequence.tokens import Shard, laid, shifted, zigzag_tokens
 from fourfold.ir.serial import from_plain, to_json
 
 SCHEMA = "fourfold.batch/1"
+RESIDENT = 2
+"""Layers of a stage, the first, of which nothing goes to the host's memory. Source: ByteScale (arXiv 2502.21231, 5)."""
+
+
+def spare(layers: int) -> float:
+    """The most of what a stage of so many layers keeps for its backward that may wait in the host's memory."""
+    return max(0, layers - RESIDENT) / layers if layers else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Letters: T packed tokens, H query heads, G key/value heads (query head h reads h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +25,19 @@ from fourfold.hardware.errors import ModelError, RunError
 
 KERNELS: tuple[Kernel, ...] = (CUDNN, MIXED, TRITON, FLASH, CPU_FLASH, REFERENCE)
 
+Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+"""What is kept in place of a tensor, and the tensor again."""
+AS_IS: Hooks = (lambda x: x, lambda x: x)
+
 
 @dataclass(slots=True)
 class Kept:
     """What the attentions of one block gave when it ran first, in order: a replay takes it and runs none again."""
 
-    found: list[tuple[Tensor, ...]] = field(default_factory=list)
+    found: list[tuple[Any, ...]] = field(default_factory=list)
     runs: int = 0
     at: int = 0
+    hooks: Hooks = AS_IS
 
     def start(self) -> None:
         """Called when the block starts to run: the first time results are kept, later handed out."""
@@ -43,7 +48,11 @@ class Kept:
         if self.runs < 2:
             return None
         self.at += 1
-        return self.found[self.at - 1]
+        return tuple(self.hooks[1](x) for x in self.found[self.at - 1])
+
+    def keep(self, results: Iterable[Tensor]) -> None:
+        """What `take` will give in its turn."""
+        self.found.append(tuple(self.hooks[0](x) for x in results))
 
 
 _DOCUMENTS = "Tensor offsets, int[] lengths, float scale, bool causal, int? window, str kernel"
@@ -79,7 +88,7 @@ def attend(
         return out
     out, lse = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, name)
     if kept is not None:
-        kept.found.append((out.detach(), lse.detach()))
+        kept.keep((out.detach(), lse.detach()))
     return out
 
 

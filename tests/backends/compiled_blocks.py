@@ -23,6 +23,7 @@ from fourfold.backends.kernels.block_triton import DELTA_ROWS, padded
 from fourfold.backends.kernels.block_triton_backward import delta_kernel, key_kernel, query_kernel
 from fourfold.backends.kernels.block_triton_forward import forward_kernel
 from fourfold.backends.kernels.block_triton_merge import ROWS, merge_kernel
+from fourfold.backends.kernels.rows_triton import join_kernel, pack_kernel
 
 KERNELS = {
     "forward": forward_kernel,
@@ -30,6 +31,8 @@ KERNELS = {
     "key": key_kernel,
     "delta": delta_kernel,
     "merge": merge_kernel,
+    "pack": pack_kernel,
+    "join": join_kernel,
 }
 DTYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 # What each argument points to where it is not of the inputs' dtype, and the numbers.
@@ -55,6 +58,9 @@ def taken(name: str, architecture: str, dtype: str, width: int) -> dict[str, int
     fixed = {
         "HEADS": HEADS,
         "GROUPS": GROUPS,
+        "FIRST": HEADS,
+        "SECOND": GROUPS,
+        "THIRD": GROUPS,
         "WIDTH": width,
         "PADDED": padded(width),
         "ROWS": tile.rows,

@@ -64,6 +64,19 @@ def test_aot_small_kernels(architecture: str, tmp_path: Path) -> None:
     assert all(one["code"] > 0 and one["shared"] <= SHARED[architecture] for one in found.values()), found
 
 
+def test_moved_rows_are_the_written_out_ones(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    assert answered("interpreted_rows.py", cache=tmp_path, interpret=True) == []
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("architecture", SHARED)
+def test_aot_moved_rows(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    found = answered("compiled_blocks.py", architecture, "bfloat16", "128", "pack", "join", cache=tmp_path)
+    assert all(one["code"] > 0 and one["spilled"] == 0 for one in found.values()), found
+
+
 @pytest.mark.aot
 @pytest.mark.slow
 @pytest.mark.parametrize(
