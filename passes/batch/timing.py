@@ -51,7 +51,7 @@ def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing
             own[rank] *= paces[rank] if paces else 1.0
             own[rank] *= 1.0 + terms.forward * ((rank, step) in twice)
             busy[rank] += own[rank]
-        together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else _joined(teams)
+        together = [list(range(batch.ranks))] if terms.bounds.zero > 1 else joined(teams)
         for ranks in together:
             end = max(clock[r] for r in ranks) + max(own.get(r, 0.0) for r in ranks)
             for rank in ranks:
@@ -71,6 +71,11 @@ def attention(team: Team, terms: Terms) -> float:
 
 def bound(lengths: Sequence[int], terms: Terms) -> float:
     """The larger of all work spread evenly and the longest single sequence, each by its best number of ranks."""
+    return max(sides(lengths, terms))
+
+
+def sides(lengths: Sequence[int], terms: Terms) -> tuple[float, float]:
+    """Seconds of all work spread evenly, and of the longest single sequence."""
     ranks, capacity = terms.bounds.ranks, terms.bounds.capacity
     known: dict[int, tuple[float, float]] = {}
     for length in set(lengths):
@@ -78,7 +83,7 @@ def bound(lengths: Sequence[int], terms: Terms) -> float:
         known[length] = min(n * each for n, each in times), min(each for _, each in times)
     steps = -(-sum(lengths) // (capacity * ranks))
     area = sum(known[length][0] for length in lengths) / ranks + steps * terms.fixed
-    return max(area, max(longest for _, longest in known.values()) + terms.fixed)
+    return area, max(longest for _, longest in known.values()) + terms.fixed
 
 
 def worth(length: int, terms: Terms) -> tuple[int, ...]:
@@ -97,7 +102,7 @@ def _steps(batch: BatchPlan) -> dict[int, list[Team]]:
     return found
 
 
-def _joined(teams: Sequence[Team]) -> list[list[int]]:
+def joined(teams: Sequence[Team]) -> list[list[int]]:
     """Ranks that one team or several hold together."""
     head = {rank: rank for team in teams for rank in team.ranks}
 
