@@ -64,6 +64,10 @@ class Placement(Protocol):
         """A hint of a batch to come."""
         ...
 
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        """Takes note of what the same work took a rank of the pool: a collective."""
+        ...
+
     def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         """The placement of sequences of these lengths in this step, the same on every rank: a collective."""
         ...
@@ -95,7 +99,8 @@ class Program:
         keep: dict[str, Any] = {"device": options.device, "timeout": options.timeout}
         self.ranks: Ranks = join(plan.mesh, shard=plan.zero > 0, queues=many, **keep)
         compiled = self.ranks.device.type == "cuda" if options.compile is None else options.compile
-        self.engine = Engine(plan, graph, self.ranks, compiled=compiled, loss=options.loss)
+        how: dict[str, Any] = {"compiled": compiled, "loss": options.loss, "paced": placement is not None}
+        self.engine = Engine(plan, graph, self.ranks, **how)
         self.aside = Aside.of(self.ranks.device)
         self.graph = graph
         self.sharding = Sharding(self.engine)
@@ -259,6 +264,7 @@ class Program:
         if self.placement is None:
             dealt = batching.dealt_turns(lengths, self.plan, rank)
             return dealt, self.schedule(len(dealt))
+        self.placement.learn(rank, *self.engine.pace.taken())
         placed = self.placement.place(lengths, self.steps_done)
         return turns(placed, rank, every=self.plan.zero > 1), self.placement.schedule(placed, rank)
 

@@ -62,7 +62,7 @@ def planned(case: Case, gpus: int, machine: object, precision: Precision, *, zer
         model = Llama(case.config)
     graph = capture(model, getattr(torch, precision.compute))
     workload = Workload.of(min(length, case.capacity) for length in case.lengths(gpus))
-    pins = {"dp": gpus, "tp": 1, "zero": zero, "capacity": case.capacity}
+    pins = {"dp": gpus, "tp": 1, "zero": zero, "capacity": case.capacity, "recompute": "none"}
     answer = plan_graph(graph, workload, machine=machine, precision=precision, pins=pins, top=0)  # type: ignore[arg-type]
     low, high = (b / 1e9 for b in answer.estimate.peak)
     print(f"{case.name}: {low:.0f} to {high:.0f} GB of {answer.estimate.limit / 1e9:.0f} predicted")

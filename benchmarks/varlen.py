@@ -54,6 +54,9 @@ class Placed:
     def ahead(self, lengths: Sequence[int]) -> None:
         """Nothing is left to be placed."""
 
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        """Placements are made."""
+
     def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         """The one that was set."""
         assert self.batch is not None and tuple(lengths) == self.batch.lengths
@@ -196,16 +199,14 @@ def flops(case: Case, lengths: Sequence[int]) -> float:
 
 def variants(case: Case, lengths: Sequence[int]) -> Iterator[Variant]:
     """Stock settings, the ones that were best before first; bins hold the longest document."""
-    longest = -(-max(lengths) // 1024) * 1024 if case.config.layers > 2 else max(lengths)
-    whole = max(longest, case.capacity)
+    longest = -(-max(lengths) // 1024) * 1024
+    small, large = (max(longest, min(case.capacity, size)) for size in (65536, 131072))
     if case.name == "tailed":
-        yield Variant(whole, recompute=True, reshard=False)
+        yield Variant(max(longest, case.capacity), recompute=True, reshard=False)
         return
-    small = max(longest, case.capacity // 2)
     yield Variant(small, recompute=False, reshard=False)
-    yield Variant(whole, recompute=True, reshard=False)
+    yield Variant(large, recompute=True, reshard=False)
     yield Variant(small, recompute=False, reshard=True)
-    yield Variant(max(longest, case.capacity // 4), recompute=False, reshard=False)
 
 
 def main() -> int:

@@ -70,10 +70,10 @@ def _quantile(table: list[int], share: float) -> float:
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case("prolong", EIGHT, "prolong", 131072, 256000, 131072),
-        Case("wikipedia", EIGHT, "wikipedia", 131072, 256000, 131072),
-        Case("commoncrawl", EIGHT, "commoncrawl", 131072, 256000, 131072),
-        Case("tailed", FOUR, "tailed", 262144, 512000, 524288, seed=10),
+        Case("prolong", EIGHT, "prolong", 98304, 192000, 98304),
+        Case("wikipedia", EIGHT, "wikipedia", 98304, 192000, 98304),
+        Case("commoncrawl", EIGHT, "commoncrawl", 98304, 192000, 98304),
+        Case("tailed", FOUR, "tailed", 196608, 384000, 524288, seed=10),
         Case("megatron", BENCH, "lognormal", 4224, 8 * 4000, 8192),
     )
 }

@@ -8,7 +8,6 @@ from functools import lru_cache
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Action, Schedule, in_turn
-from fourfold.passes.batch.orders import schedule_of
 from fourfold.passes.schedule import scheduled
 
 
@@ -42,6 +41,9 @@ def ordered(plan: Plan, batch: BatchPlan, rank: int) -> Schedule:
 
     Raises UsageError for chunks where a rank holds several stages.
     """
+    # Policies bring their solvers along, which a program that places no batch need not load.
+    from fourfold.passes.batch.orders import schedule_of
+
     how = {"stages": plan.mesh.pp, "zero": plan.zero}
     made = schedule_of(batch, rank, **how, kind=plan.schedule, order=plan.order)
     return made if plan.mesh.pp == 1 else _reducing(made)

@@ -92,6 +92,8 @@ def train(
         batch = corpus.batch(step, tokens=recipe.tokens, seed=recipe.seed)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
+        if step + 1 < recipe.steps:
+            program.ahead([len(one) for one in corpus.batch(step + 1, tokens=recipe.tokens, seed=recipe.seed)])
         started = time.perf_counter()
         loss = program.step(batch)
         norm = program.clip_grad_norm_(recipe.clip)

@@ -11,7 +11,7 @@ from fourfold.ir.ops import op_of, rule_for, rules
 from fourfold.ir.plan import Decision, Layout, Plan
 from fourfold.ir.rule import WHOLE, Rule
 from fourfold.passes.costs import Costs
-from fourfold.passes.cutting import Prices, cut
+from fourfold.passes.cutting import Cutter, Prices
 from fourfold.passes.pins import pinned_cuts
 from fourfold.passes.seconds import Seconds
 from fourfold.passes.settings import most_micro_steps
@@ -39,6 +39,7 @@ class CutTensors:
 
     costs: Costs
     solved: dict[Key, dict[int, Layouts]] = field(default_factory=dict)
+    cutters: dict[tuple[int, tuple[tuple[tuple[str, str], str], ...]], Cutter] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> Plan:
         """The plan with a layout for every block."""
@@ -89,7 +90,10 @@ class CutTensors:
     def _solved(self, plan: Plan, pinned: Mapping[tuple[str, str], str]) -> Layouts:
         if plan.mesh.tp == 1:
             return {name: Layout() for name in plan.graph.blocks}
-        return cut(plan.graph, plan.mesh.tp, _prices(self.costs.seconds(plan)), pinned)[0]
+        key = plan.mesh.tp, tuple(pinned.items())
+        if key not in self.cutters:
+            self.cutters[key] = Cutter(plan.graph, plan.mesh.tp, pinned)
+        return self.cutters[key](_prices(self.costs.seconds(plan)))[0]
 
 
 def _prices(seconds: Seconds) -> Prices:

@@ -19,7 +19,7 @@ from fourfold.ir.ops import op_of, rules
 from fourfold.ir.plan import SIZES, Layout
 from fourfold.ir.rule import PARTIAL, WHOLE, Rule, State, divides
 from fourfold.passes.boundaries import boundaries
-from fourfold.passes.flow import Flow
+from fourfold.passes.flow import Flow, Tariff
 
 OpTime = Callable[[Node, Rule, str, Block], float]
 MoveTime = Callable[[str, float], float]
@@ -47,7 +47,7 @@ def cut(
     `pinned` maps (block, node) to a label. Raises UsageError for a pin that no rule allows, InfeasibleError when no
     choice is legal.
     """
-    return _Problem(graph, n, prices, pinned or {}).solve()
+    return Cutter(graph, n, pinned or {})(prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,66 +60,88 @@ class _Reader:
     index: int
 
 
-class _Problem:
-    """The program under construction: one flow node per op, block input, output boundary and parameter."""
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What moving a value from one state to another asks of the axis: collectives over its bytes, one a call."""
 
-    def __init__(self, graph: Graph, n: int, prices: Prices, pinned: Mapping[tuple[str, str], str]) -> None:
-        self.graph, self.n, self.prices, self.pinned = graph, n, prices, pinned
+    value: Tensor
+    ops: tuple[str, ...]
+    count: int
+
+
+class Cutter:
+    """The program of one graph on one number of ranks: a flow node per op, block input, output and parameter.
+
+    What is legal is worked out once; `cutter(prices)` solves it, as often as asked.
+    """
+
+    def __init__(self, graph: Graph, n: int, pinned: Mapping[tuple[str, str], str]) -> None:
+        self.graph, self.n, self.pinned = graph, n, pinned
         self.flow = Flow()
         self.boundary = boundaries(graph)
         self.values = {name: block.values() for name, block in graph.blocks.items()}
         self.rules: dict[str, tuple[Rule, ...]] = {}
-        self.fines: dict[str, float] = {}
-
-    def solve(self) -> tuple[dict[str, Layout], float]:
-        """Builds, solves, reads the layouts back."""
+        self.legal: dict[str, tuple[str, ...]] = {}
+        self.moves: list[dict[tuple[str, str], _Move]] = []
         for place in dict.fromkeys(self.boundary.values()):
             self.flow.node(place, self._boundary_options(place))
-        for block in self.graph.blocks.values():
+        for block in graph.blocks.values():
             for node in block.nodes:
                 self._node(block, node)
-        for block in self.graph.blocks.values():
+        for block in graph.blocks.values():
             self._stored(block)
             self._edges(block)
         self._ties()
-        chosen, seconds = self.flow.solve()
-        layouts = {name: self._layout(block, chosen) for name, block in self.graph.blocks.items()}
-        return layouts, seconds - sum(fine for place, fine in self.fines.items() if chosen[place] == "R")
 
-    def _boundary_options(self, place: str) -> dict[str, float]:
+    def __call__(self, prices: Prices) -> tuple[dict[str, Layout], float]:
+        """The layout of each block, and the seconds of its micro-step. Raises InfeasibleError."""
+        charge = _Charge(prices, self.n)
+        nodes: dict[str, dict[str, float]] = {}
+        fines: dict[str, float] = {}
+        for block in self.graph.blocks.values():
+            count = self.graph.counts[block.name]
+            for node in block.nodes:
+                here = _id(block, node.name)
+                legal = self.legal[here]
+                options = {c: count * prices.op(node, self._rule(here, c), c, block) for c in legal}
+                nodes[here] = options
+                self._fine(block, node, max(options.values(), default=0.0), charge, fines)
+        nodes |= {place: {"R": fine} for place, fine in fines.items()}
+        moves = [{states: charge.moved(move) for states, move in table.items()} for table in self.moves]
+        chosen, seconds = self.flow.solve(Tariff(nodes, moves))
+        layouts = {name: self._layout(block, chosen) for name, block in self.graph.blocks.items()}
+        return layouts, seconds - sum(fine for place, fine in fines.items() if chosen[place] == "R")
+
+    def _boundary_options(self, place: str) -> tuple[str, ...]:
         """States a value may cross blocks in: whole, or cut along any dim the axis divides; graph inputs are whole."""
         block, name = next(key for key, at in self.boundary.items() if at == place)
-        options = {"R": 0.0}
-        if place not in INPUTS:
-            shape = self.values[block][name].shape
-            options |= {f"S{i}": 0.0 for i, size in enumerate(shape) if divides(self.n, size)}
-        return options
+        return ("R",) if place in INPUTS else ("R", *self._cuts(self.values[block][name]))
+
+    def _cuts(self, value: Tensor) -> tuple[str, ...]:
+        return tuple(f"S{i}" for i, size in enumerate(value.shape) if divides(self.n, size))
 
     def _node(self, block: Block, node: Node) -> None:
         here = _id(block, node.name)
         self.rules[here] = found = rules(node, self.values[block.name])
-        options = {}
-        for label in dict.fromkeys(c for rule in found for c in rule.cuts(self.n)):
-            if node.op == "dropout" and label in (WHOLE, PARTIAL):
-                # Each rank draws its own mask, so what is dropped must be cut.
-                continue
-            seconds = self.prices.op(node, self._rule(here, label), label, block)
-            options[label] = self.graph.counts[block.name] * seconds
+        every = dict.fromkeys(c for rule in found for c in rule.cuts(self.n))
+        # Each rank draws its own mask, so what is dropped must be cut.
+        legal = tuple(c for c in every if node.op != "dropout" or c not in (WHOLE, PARTIAL))
         pin = self.pinned.get((block.name, node.name))
-        if pin is not None and pin not in options:
+        if pin is not None and pin not in legal:
             raise UsageError(_pin_error(pin, node, block, found, self.n))
-        self.flow.node(here, options if pin is None else {pin: options[pin]})
-        self._fine(block, node, max(options.values(), default=0.0))
+        self.legal[here] = legal
+        self.flow.node(here, legal if pin is None else (pin,))
 
-    def _fine(self, block: Block, node: Node, whole: float) -> None:
-        """Adds what reading them whole may save to the fines of a node's matrices."""
+    def _fine(self, block: Block, node: Node, whole: float, charge: _Charge, fines: dict[str, float]) -> None:
+        """Adds what reading them whole may save to the fines of a node's matrices that could be cut."""
         values, count = self.values[block.name], self.graph.counts[block.name]
         matrices = [r for r in node.refs() if r in block.parameters and len(values[r].shape) > 1]
         if matrices:
-            moved = sum(2.0 * self._collective("all_reduce", values[name]) for name in (node.name, *node.refs()))
+            moved = sum(2.0 * charge.collective("all_reduce", values[name]) for name in (node.name, *node.refs()))
             for name in dict.fromkeys(matrices):
                 place = _id(block, name)
-                self.fines[place] = self.fines.get(place, 0.0) + FINE * (whole + count * moved)
+                if self._cuts(values[name]):
+                    fines[place] = fines.get(place, 0.0) + FINE * (whole + count * moved)
 
     def _rule(self, node: str, label: str) -> Rule:
         found = self.rules[node]
@@ -128,12 +150,9 @@ class _Problem:
     def _stored(self, block: Block) -> None:
         """States of parameters and buffers: a matrix kept whole pays a fine, buffers are whole."""
         for name, value in block.parameters.items():
-            here = _id(block, name)
-            cuts = {f"S{i}": 0.0 for i, size in enumerate(value.shape) if divides(self.n, size)}
-            fine = self.fines.setdefault(here, 0.0) if cuts else 0.0
-            self.flow.node(here, {"R": fine, **cuts})
+            self.flow.node(_id(block, name), ("R", *self._cuts(value)))
         for name in block.buffers:
-            self.flow.node(_id(block, name), {"R": 0.0})
+            self.flow.node(_id(block, name), ("R",))
 
     def _edges(self, block: Block) -> None:
         readers: dict[str, list[_Reader]] = {name: [] for name in self.values[block.name]}
@@ -150,11 +169,11 @@ class _Problem:
         """The edges from one value to its readers, and the moves they share: one a state, whoever needs it there."""
         source = self.boundary[block.name, name] if name in block.inputs else _id(block, name)
         stored = name in block.parameters or name in block.buffers
-        made = {option: self._made(block, name, option) for option in self.flow.options(source)}
+        made = {option: self._made(block, name, option) for option in self.flow.nodes[source]}
         states: dict[tuple[State, State], None] = {}
         for reader in readers:
             allowed = {}
-            for b in self.flow.options(reader.place):
+            for b in self.flow.nodes[reader.place]:
                 needed = self._needed(reader, b)
                 for a, state in made.items():
                     if _fits(state, needed, stored=stored):
@@ -162,9 +181,11 @@ class _Problem:
                         states[state, needed] = None
             self.flow.edge(source, reader.place, reader.key, allowed)
         value, count = self.values[block.name][name], self.graph.counts[block.name]
-        seconds = {key: count * self._seconds(value, *key, stored=stored) for key in states}
-        price = {(str(a), str(b)): paid for (a, b), paid in seconds.items() if paid}
-        self.flow.shared(source, [(r.place, r.key) for r in readers], price)
+        ops = {key: _collectives(value, *key, stored=stored) for key in states}
+        table = {(str(a), str(b)): _Move(value, found, count) for (a, b), found in ops.items() if found}
+        if table:
+            self.moves.append(table)
+            self.flow.shared(source, [(r.place, r.key) for r in readers], table)
 
     def _made(self, block: Block, name: str, option: str) -> State:
         """The state a source option makes the value in."""
@@ -175,23 +196,6 @@ class _Problem:
         if reader.node is None:
             return State.parse(option)
         return self._rule(reader.place, option).needs(option)[reader.index]
-
-    def _seconds(self, value: Tensor, made: State, needed: State, *, stored: bool) -> float:
-        """Of moving a value once, forward and backward. A whole parameter read by a cut op sums its gradient."""
-        if stored:
-            sums = value.grad and (made.kind, needed.kind) == ("R", "Q")
-            return self._collective("all_reduce", value) if sums else 0.0
-        change = conversion(made, needed)
-        if change is None:
-            return 0.0
-        moves = [change.forward, change.backward] if value.grad else [change.forward]
-        return sum(self._collective(move.op, value) for move in moves if not move.local)
-
-    def _collective(self, op: str, value: Tensor) -> float:
-        size = float(SIZES[value.dtype])
-        for d in value.shape:
-            size *= self.prices.tokens if d == TOKENS else d
-        return self.prices.move(op, size / self.n if op == "all_to_all" else size)
 
     def _ties(self) -> None:
         """A parameter that several blocks read lies alike in all of them."""
@@ -210,6 +214,37 @@ class _Problem:
         names = (*block.inputs, *(o for o in block.outputs if o not in _losses(block)))
         states = {name: chosen[self.boundary[block.name, name]] for name in names}
         return Layout({k: c for k, c in cuts.items() if c != WHOLE}, {k: s for k, s in states.items() if s != "R"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Charge:
+    """Seconds of collectives over `n` ranks, under some prices."""
+
+    prices: Prices
+    n: int
+
+    def moved(self, move: _Move) -> float:
+        """Of one move, in every call of its block."""
+        return move.count * sum(self.collective(op, move.value) for op in move.ops)
+
+    def collective(self, op: str, value: Tensor) -> float:
+        """Of one collective over a value."""
+        size = float(SIZES[value.dtype])
+        for d in value.shape:
+            size *= self.prices.tokens if d == TOKENS else d
+        return self.prices.move(op, size / self.n if op == "all_to_all" else size)
+
+
+def _collectives(value: Tensor, made: State, needed: State, *, stored: bool) -> tuple[str, ...]:
+    """Of moving a value once, forward and backward. A whole parameter read by a cut op sums its gradient."""
+    if stored:
+        sums = value.grad and (made.kind, needed.kind) == ("R", "Q")
+        return ("all_reduce",) if sums else ()
+    change = conversion(made, needed)
+    if change is None:
+        return ()
+    moves = [change.forward, change.backward] if value.grad else [change.forward]
+    return tuple(move.op for move in moves if not move.local)
 
 
 def _fits(made: State, needed: State, *, stored: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -41,7 +41,7 @@ def infeasible(plan: Plan, machine: Machine, refused: Sequence[Refusal], attempt
         lines.append(f"  and {len(refused) - len(shown)} meshes more, none of which fits")
     works = sorted(repairs(plan, machine, attempt), key=lambda pair: pair[1])[:OFFERED]
     if not works:
-        tried = "shorter sequences, a smaller optimizer state, no pins, more nodes"
+        tried = "shorter sequences, a smaller optimizer state, no pins, more nodes, and two of these together"
         return "\n".join([*lines, f"Nothing tried makes it fit: {tried}"])
     lines.append("It fits with one of:")
     width = max(len(text) for text, _ in works)
@@ -49,8 +49,21 @@ def infeasible(plan: Plan, machine: Machine, refused: Sequence[Refusal], attempt
 
 
 def repairs(plan: Plan, machine: Machine, attempt: Try) -> Iterator[tuple[str, float]]:
-    """Single changes that make the plan feasible, with the seconds of a step after them."""
-    for text, changed in _changes(plan):
+    """Changes that make the plan feasible, with the seconds of a step after them: one alone, or two where none does."""
+    alone = list(_alone(plan, machine, attempt, _changes(plan)))
+    yield from alone
+    if alone:
+        return
+    for text, changed in _loosened(plan):
+        for other, seconds in _alone(changed, machine, attempt, _state(changed)):
+            yield f"{text}, and {other}", seconds
+
+
+def _alone(
+    plan: Plan, machine: Machine, attempt: Try, changes: Iterable[tuple[str, Plan]]
+) -> Iterator[tuple[str, float]]:
+    """Of `changes` those that work, and the least of shorter sequences and of larger machines that do."""
+    for text, changed in changes:
         yield from _tried(text, changed, machine, attempt)
     for length in _shorter(plan.workload.longest):
         changed = replace(plan, workload=cut_to(plan.workload, length))
@@ -84,6 +97,17 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
         yield f"no pin of {name}", replace(plan, pins={k: v for k, v in plan.pins.items() if k != name})
     if len(plan.pins) > 1:
         yield "no pins", replace(plan, pins={})
+    yield from _state(plan)
+
+
+def _loosened(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """The first of two changes: all pins given up, or the smaller state."""
+    if plan.pins:
+        yield "no pins" if len(plan.pins) > 1 else f"no pin of {next(iter(plan.pins))}", replace(plan, pins={})
+    yield from _state(plan)
+
+
+def _state(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if plan.optimizer.state > SMALL_STATE:
         smaller = replace(plan, optimizer=Optimizer("8-bit", SMALL_STATE))
         yield f"an optimizer of {SMALL_STATE:g} bytes a parameter instead of {plan.optimizer.state:g}", smaller

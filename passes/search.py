@@ -20,7 +20,7 @@ from fourfold.passes.exhaustive import Exhaust, small
 from fourfold.passes.meshes import meshes
 from fourfold.passes.orders import orders
 from fourfold.passes.refusals import refusal
-from fourfold.passes.settings import settings
+from fourfold.passes.settings import keeping, settings
 
 THOROUGH = 16
 """Ranks up to which every mesh is priced to its end, so that each one that does not fit is told."""
@@ -63,7 +63,7 @@ class Search:
         found: list[Candidate] = []
         lacking: dict[Mesh, list[tuple[float, Plan]]] = {}
         beaten: list[float] = []
-        tried = meshes(plan, self.costs.machine.ranks)
+        tried = keeping(plan, meshes(plan, self.costs.machine.ranks))
         for mesh in chain(tried, self._reordered(plan, found)):
             start = replace(plan, mesh=mesh, bucket=lcm(plan.bucket, mesh.tp))
             best, short = self._mesh(start, self._limit(found), beaten)

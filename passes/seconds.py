@@ -69,9 +69,19 @@ class Seconds:
         """Whether elementwise chains run as one kernel: compiled on a GPU, op by op on a CPU."""
         return self.device.vendor != "cpu"
 
+    @cached_property
+    def moves(self) -> dict[tuple[str, float], float]:
+        """Collectives priced so far: a search asks for few sizes, each thousands of times."""
+        return {}
+
     def move(self, op: str, size: float) -> float:
         """One collective on the tensor axis over `size` bytes (conventions of collective_time)."""
-        return collective_time(op, size, self.tensor, calibration=self.machine.calibration, group=self.machine.group)  # type: ignore[arg-type]
+        found = self.moves.get((op, size))
+        if found is None:
+            machine = self.machine
+            links = {"calibration": machine.calibration, "group": machine.group}
+            found = self.moves[op, size] = collective_time(op, size, self.tensor, **links)  # type: ignore[arg-type]
+        return found
 
     @cached_property
     def eager(self) -> Eager:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from math import ceil
 
+from fourfold.hardware.errors import UsageError
+from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import SOLVABLE, SPLIT, VIRTUAL, Plan
 from fourfold.passes.load import rounded
 from fourfold.passes.meshes import layers
@@ -53,6 +55,36 @@ def every_setting(plan: Plan) -> Iterator[Plan]:
                 yield one
 
 
+def keeping(plan: Plan, meshes: Iterable[Mesh]) -> tuple[Mesh, ...]:
+    """The meshes on which a step can be dealt into the pinned number of micro-steps; all where none is pinned.
+
+    Raises UsageError when there is none, with the numbers nearest to the pinned one.
+    """
+    found, count = tuple(meshes), number(plan.pins, "micro_steps")
+    if count is None:
+        return found
+    kept = tuple(mesh for mesh in found if any(_micro_steps(replace(plan, mesh=mesh), ())))
+    if kept:
+        return kept
+    free = {name: value for name, value in plan.pins.items() if name != "micro_steps"}
+    possible = set()
+    for mesh in found:
+        one = replace(plan, mesh=mesh, pins=free)
+        possible |= {steps for _, steps in _micro_steps(one, range(1, most_micro_steps(one) + 1))}
+    raise UsageError(_not_dealt(plan, count, sorted(possible)))
+
+
+def _not_dealt(plan: Plan, count: int, possible: Sequence[int]) -> str:
+    """The error of a pinned number of micro-steps that no mesh can keep."""
+    below, above = [n for n in possible if n < count][-1:], [n for n in possible if n > count][:1]
+    near = " or ".join(str(n) for n in (*below, *above))
+    others = " with the other pins" if len(plan.pins) > 1 else ""
+    return (
+        f"pin micro_steps={count}: a step of {plan.workload} cannot be dealt into {count} micro-steps of whole "
+        f"sequences{others}; the nearest that can be is {near}, the most {possible[-1]}"
+    )
+
+
 def _runs(plan: Plan) -> bool:
     """Whether its schedule goes with the rest: weights stay whole in a split backward, and a solver takes few steps."""
     if plan.mesh.pp == 1 or plan.schedule not in SPLIT:
@@ -94,14 +126,22 @@ def schedules(plan: Plan, steps: int) -> tuple[str, ...]:
 def _micro_steps(plan: Plan, counts: Iterable[int]) -> Iterator[tuple[int, int]]:
     """(capacity, micro-steps) without repeats, from one large micro-step to many small ones."""
     capacity, count = number(plan.pins, "capacity"), number(plan.pins, "micro_steps")
-    if capacity is not None:
-        tried = [rounded(capacity, plan.bucket)]
-    elif count is not None:
-        tried = [_capacity(plan, count)]
-    else:
-        tried = [_capacity(plan, n) for n in counts]
+    if count is not None:
+        size = _capacity(plan, count) if capacity is None else rounded(capacity, plan.bucket)
+        if _makes(plan, size, count):
+            yield size, count
+        return
+    tried = [_capacity(plan, n) for n in counts] if capacity is None else [rounded(capacity, plan.bucket)]
     for size in dict.fromkeys(tried):
         yield size, _steps(plan, size)
+
+
+def _makes(plan: Plan, size: int, count: int) -> bool:
+    """Whether a step is dealt into `count` micro-steps of `size` tokens: lengths that differ leave SPARE in each."""
+    if len(plan.workload.lengths) == 1:
+        return _steps(plan, size) == count
+    room = plan.mesh.dp * size * plan.mesh.sp
+    return ceil(plan.workload.tokens / room) <= count <= ceil(SPARE * plan.workload.tokens / room)
 
 
 def most_micro_steps(plan: Plan) -> int:

@@ -30,10 +30,7 @@ def forward_kernel(
     KEYS: tl.constexpr,
     FRESH: tl.constexpr,
 ) -> None:
-    """Adds the keys of the spans to out and lse, in place; rows that see none stay as they are, to the bit.
-
-    FRESH: there is nothing in them yet, and out may be of any dtype.
-    """
+    """Adds the keys of the spans to out and lse, in place, or (FRESH) writes both; rows that see none are kept."""
     start, low, left, full, steps = job(jobs)
     head = tl.program_id(1)
     row, column = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
@@ -43,24 +40,22 @@ def forward_kernel(
     past = tl.load(spans_2M + rows + row, mask=row < rows, other=0)
     lse_at = lse_HM + head.to(tl.int64) * rows + row
     q = tl.load(q_MHD + places, mask=inside, other=0.0)
-    if FRESH:
-        acc = tl.zeros((ROWS, PADDED), tl.float32)
-        top = tl.full((ROWS,), float("-inf"), tl.float32)
-    else:
+    acc = tl.zeros((ROWS, PADDED), tl.float32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    if not FRESH:
         acc = tl.load(out_MHD + places, mask=inside, other=0.0)
         top = tl.load(lse_at, mask=row < rows, other=float("-inf")) * 1.4426950408889634
     total = tl.where(top == float("-inf"), 0.0, 1.0)
-    k_at = k_NGD + (head // (HEADS // GROUPS)) * WIDTH
-    v_at = v_NGD + (head // (HEADS // GROUPS)) * WIDTH
+    group = (head // (HEADS // GROUPS)) * WIDTH
     scale = scale * 1.4426950408889634
     for step in range(steps - full):
         at = low + tl.where(step < left, step, step + full) * KEYS
-        s, v = scores(q, k_at, v_at, at, keys, True, GROUPS, WIDTH, PADDED, KEYS)
+        s, v = scores(q, k_NGD + group, v_NGD + group, at, keys, True, GROUPS, WIDTH, PADDED, KEYS)
         key = (at + tl.arange(0, KEYS))[None, :]
         s = tl.where((key >= first[:, None]) & (key < past[:, None]), s * scale, float("-inf"))
         acc, total, top = met(acc, total, top, s, v)
     for step in range(left, left + full):
-        s, v = scores(q, k_at, v_at, low + step * KEYS, keys, False, GROUPS, WIDTH, PADDED, KEYS)
+        s, v = scores(q, k_NGD + group, v_NGD + group, low + step * KEYS, keys, False, GROUPS, WIDTH, PADDED, KEYS)
         acc, total, top = met(acc, total, top, s * scale, v)
     sees = past > first
     total = tl.where(sees, total, 1.0)

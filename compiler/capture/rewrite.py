@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fourfold.compiler.capture.flat import Flat
+from fourfold.compiler.capture.prefixes import prefixes
 from fourfold.compiler.capture.split import split_fused
 from fourfold.ir.graph import Arg, Node, Ref
+from fourfold.ir.ops import op_of
 
 
 def substitute(arg: Arg, names: dict[str, Ref]) -> Arg:
@@ -54,4 +56,28 @@ def merge_views(flat: Flat) -> Flat:
     return replace(flat, nodes=nodes)
 
 
-REWRITES: tuple[Callable[[Flat], Flat], ...] = (merge_views, drop_dead, split_fused, drop_dead, merge_views)
+def merge_glue(flat: Flat) -> Flat:
+    """f(x), f(x) --> f(x), f(x) is the first again, for elementwise ops between modules that no gradient flows through.
+
+    Rotary tables that a loop casts for each of its layers are cast once; so layers are handed two values, not two each.
+    What stands inside a module stays there, as its calls could not be written once without it.
+    """
+    inside = prefixes(flat)
+    first: dict[object, str] = {}
+    same: dict[str, Ref] = {}
+    nodes = []
+    for node in flat.nodes:
+        node = renamed(node, same)
+        key = (node.op, node.args, node.kwargs, node.value)
+        fixed = op_of(node).kind in ("pointwise", "free") and node.op != "dropout" and not node.value.grad
+        glue = fixed and not inside.get(node.module)
+        if glue and key in first and node.name != flat.output:
+            same[node.name] = Ref(first[key])
+            continue
+        if glue:
+            first[key] = node.name
+        nodes.append(node)
+    return replace(flat, nodes=nodes)
+
+
+REWRITES: tuple[Callable[[Flat], Flat], ...] = (merge_views, drop_dead, split_fused, drop_dead, merge_views, merge_glue)

@@ -10,8 +10,10 @@ import typer
 
 from fourfold.compiler.cli import batching, planning, proving, running, simulating
 from fourfold.compiler.cli.demo import demo
+from fourfold.compiler.cli.doctor import doctor
 from fourfold.compiler.cli.ending import ended
 from fourfold.compiler.cli.hardware import hardware
+from fourfold.compiler.cli.launch import launch
 from fourfold.compiler.version import VERSION
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("batch", batching.batch),
     ("verify", proving.verify),
     ("run", running.run),
+    ("launch", launch),
+    ("doctor", doctor),
     ("demo", demo),
 )
 for name, command in COMMANDS:

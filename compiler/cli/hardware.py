@@ -68,11 +68,11 @@ def show(
 
 @hardware.command("check")
 def check(
-    files: Annotated[list[str], typer.Argument(help="TOML files, or names of profiles.")],
+    files: Annotated[list[str] | None, typer.Argument(help="TOML files, or names of profiles; all, if none.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check profiles; every message names its rule, its place and what to write. Exit code 12 on an error."""
-    found = {file: check_file(_file(file)) for file in files}
+    found = {file: check_file(_file(file)) for file in files or (name for name, *_ in catalog())}
     if as_json:
         _json({file: [_message(one) for one in messages] for file, messages in found.items()})
     else:

@@ -27,6 +27,7 @@ class Job:
     keep: bool = False
     every: int = 0
     resume: str = ""
+    policy: str = ""
 
     def write(self, folder: Path) -> None:
         """As job.json in the run's folder."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,10 +42,13 @@ def verify(
     if numbers not in DTYPES:
         raise UsageError(f"--precision {numbers!r}: verify runs in {' or '.join(DTYPES)}")
     pins, changed = values.pins(pin or ()), values.pairs(override or (), "--set")
-    ranks = processes or int(pins.get("dp", 1)) * int(pins.get("tp", 1))
-    ranks = ranks if pins or processes else RANKS
+    ranks = processes or ranks_of(pins)
     module = model_of(model, changed, small=not (plan or hardware))
-    chosen = saved(plan) if plan else _planned(module, hardware or f"cpu-gloo@{ranks}", pins)
+    chosen = (
+        _given(plan, module, same=not changed)
+        if plan
+        else _planned(module, hardware or f"cpu-gloo@{ranks}", pins, numbers)
+    )
     from fourfold.compiler.verify import verify as prove
 
     report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
@@ -55,8 +60,26 @@ def verify(
         raise typer.Exit(RunError.exit_code)
 
 
-def _planned(module: nn.Module, hardware: str, pins: Any) -> Plan:
+def ranks_of(pins: Mapping[str, str | int]) -> int:
+    """The ranks that the pinned degrees ask for; RANKS where no degree is pinned. Raises UsageError."""
+    from fourfold.passes.pins import DEGREES, number
+
+    degrees = [number(pins, axis) for axis in DEGREES]
+    return math.prod(degree or 1 for degree in degrees) if any(degrees) else RANKS
+
+
+def _given(file: str, module: nn.Module, *, same: bool) -> Plan:
+    """The plan in a file. Raises ModelError when it is for another model (not asked of one changed by --set)."""
+    from fourfold.compiler import api
+
+    chosen = saved(file)
+    if same:
+        api.graph_for(module, chosen)
+    return chosen
+
+
+def _planned(module: nn.Module, hardware: str, pins: Any, numbers: str) -> Plan:
     from fourfold.ir.workload import Workload
 
     workload = Workload.fixed(length=LENGTH, sequences=SEQUENCES)
-    return planned(module, workload, machine_of(hardware, None), pins=pins, word="fp32").plan
+    return planned(module, workload, machine_of(hardware, None), pins=pins, word=numbers).plan

@@ -49,6 +49,7 @@ def run(
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="Text, .jsonl, a folder, or pydoc.")] = "pydoc",
     plan: Annotated[str | None, typer.Option("--plan", metavar="FILE", help="Run this plan.")] = None,
     processes: Annotated[int | None, typer.Option("--nproc", min=1, help="Processes: the machine's ranks.")] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME", help="Place each batch by it: auto, ...")] = "",
     pin: options.Pins = None,
     override: options.Overrides = None,
     numbers: options.Precision = None,
@@ -65,13 +66,12 @@ def run(
     """Train MODEL on this machine through torchrun; each step is a line of runs/NAME/metrics.jsonl."""
     from fourfold.compiler.corpus import read_corpus
 
-    _refuse_torchrun()
+    _refuse(rate, policy)
     tokens, window = values.tokens(batch_tokens, "--batch-tokens"), values.tokens(length, "--length")
-    changed = values.pairs(override or (), "--set")
-    corpus, module = read_corpus(data, length=window), model_of(model, changed)
+    changed, corpus = values.pairs(override or (), "--set"), read_corpus(data, length=window)
+    module = model_of(model, changed)
     workload = corpus.workload(tokens=tokens, seed=seed)
-    wish = Wish(hardware, processes, tuple(pin or ()), numbers)
-    chosen = _given(plan, module, wish) if plan else _decided(module, workload, wish)
+    chosen = _chosen(plan, module, workload, Wish(hardware, processes, tuple(pin or ()), numbers))
     job = Job(
         model=model,
         data=data,
@@ -86,15 +86,33 @@ def run(
         keep=save or every > 0,
         every=every,
         resume=resume,
+        policy=policy,
     )
-    label = f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report = trained(folder_of(runs, name or label), job, chosen, quiet=as_json)
+    report = trained(folder_of(runs, name or _label(model)), job, chosen, quiet=as_json)
     dump(report) if as_json else show([section(report)])
 
 
-def _refuse_torchrun() -> None:
+def _label(model: str) -> str:
+    """The name of a run that was given none."""
+    return f"{Path(model.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _chosen(file: str | None, module: nn.Module, workload: Workload, wish: Wish) -> Plan:
+    """The plan in a file, or the planner's."""
+    return _given(file, module, wish) if file else _decided(module, workload, wish)
+
+
+def _refuse(rate: float, policy: str) -> None:
+    """Raises UsageError for what no run can be started with: torchrun around it, a learning rate or policy that is
+    none."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError("`fourfold run` starts torchrun by itself: leave torchrun away, and say --nproc")
+    if not 0.0 < rate < float("inf"):
+        raise UsageError(f"--lr {rate:g} is no learning rate: give a number above 0")
+    if policy:
+        from fourfold.compiler.online.choosing import named
+
+        named(policy)
 
 
 def trained(folder: Path, job: Job, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def work(folder: Path) -> None:
     job = Job.read(folder)
     corpus = read_corpus(job.data, length=job.length)
     model = model_of(job.model, job.overrides)
-    program = api.compile(model, folder / "plan.json")
+    program = api.compile(model, folder / "plan.json", batches=job.policy or None)
     try:
         program.init(job.seed)
     except ModelError:

@@ -15,7 +15,6 @@ from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
 from fourfold.passes.batch.terms import terms_of
-from fourfold.passes.batch.timing import timed
 
 
 class Placer:
@@ -28,7 +27,6 @@ class Placer:
         self.chooser, self.orders = chooser, orders
         self.counts: Counter[str] = Counter(dict.fromkeys(ORIGINS, 0))
         self.placed = 0
-        self._last: BatchPlan | None = None
 
     @classmethod
     def of(cls, plan: Plan, online: Online | None = None) -> Placer:
@@ -51,7 +49,7 @@ class Placer:
             batch, origin = self._told(tuple(lengths), number)
         else:
             batch, origin = telling.opened(self.aside.told(None))
-        self.placed, self._last = number + 1, batch
+        self.placed = number + 1
         self.counts[origin] += 1
         return batch
 
@@ -62,16 +60,22 @@ class Placer:
         """
         return self.orders(batch, rank)
 
-    def learn(self, place: int, busy: float) -> None:
-        """Takes note of the seconds that this process, at `place` in the pool, computed for the batch placed last."""
-        rows = self.aside.gathered((place, round(busy * 1e9)))
-        if self.aside.rank != 0 or self._last is None:
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        """Takes note of the seconds that work which waits for no one took this process, at `rank` in the pool.
+
+        Of several processes at one place, the slowest counts. Placements that follow from lengths alone learn nothing.
+        """
+        if self.chooser.online.deterministic or self.chooser.online.replay is not None:
             return
-        measured = [0.0] * self._last.ranks
-        for where, nanoseconds in rows:
-            measured[where] = max(measured[where], nanoseconds / 1e9)
-        predicted = timed(self._last, self.chooser.terms).busy
-        self.chooser.paces = self.chooser.paces.after(measured, predicted)
+        rows = self.aside.gathered((rank, round(seconds * 1e9), tokens))
+        if self.aside.rank != 0 or not any(nanoseconds for _, nanoseconds, _ in rows):
+            return
+        places = self.chooser.terms.bounds.ranks
+        measured, work = [0.0] * places, [0.0] * places
+        for where, nanoseconds, many in rows:
+            if many and nanoseconds / many > (measured[where] / work[where] if work[where] else 0.0):
+                measured[where], work[where] = float(nanoseconds), float(many)
+        self.chooser.paces = self.chooser.paces.after(measured, work)
 
     def close(self) -> None:
         """Ends the background processes; they end with this one, too."""

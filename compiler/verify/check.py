@@ -32,13 +32,17 @@ from fourfold.ir.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is verified: the model made small, its graph, the plan refitted to it, the batch, and what was changed."""
+    """What is verified: the model made small, its graph, the plan refitted to it, the batch, and what was changed.
+
+    `exact` is the dtype whose limit holds.
+    """
 
     model: nn.Module
     graph: Graph
     plan: Plan
     batch: Sequences
     notes: tuple[str, ...]
+    exact: str
 
 
 def verify(
@@ -69,7 +73,7 @@ def verify(
         ((course, passed),) = processes.run(plainly, 1, timeout=timeout, start=start)
         job = Job(case.model, case.plan, case.graph, case.batch, course, path)
         found = processes.run(partial(run_rank, job), case.plan.mesh.ranks, timeout=timeout, start=start)
-    checks = judged(job, passed, found, dtype)
+    checks = judged(job, passed, found, case.exact)
     return Report(
         model=case.graph.name,
         layout=_layout(case.plan),
@@ -99,7 +103,23 @@ def prepared(model: nn.Module, plan: Plan, *, dtype: str, ranks: int = 8, small:
     )
     lengths = tuple(len(item["tokens"]) for item in batch)
     fitted = refitted(plan, graph, dtype=dtype, mesh=mesh, capacity=-(-capacity // mesh.sp), lengths=lengths)
-    return Case(least, graph, fitted, batch, tuple(note for note in (done, fewer, silent) if note))
+    exact, coarse = _exact(graph, dtype)
+    return Case(least, graph, fitted, batch, tuple(note for note in (done, fewer, silent, coarse) if note), exact)
+
+
+def _exact(graph: Graph, dtype: str) -> tuple[str, str]:
+    """The dtype whose limit a model can be held to, and a note where that is not its own.
+
+    What a model itself casts down to float32, a gradient flowing through it, is rounded to float32 on either side.
+    """
+    for block in graph.blocks.values():
+        values = block.values()
+        for node in block.nodes:
+            source = values[node.refs()[0]] if node.op == "cast" else None
+            if source is not None and source.grad and (source.dtype, node.value.dtype) == ("float64", "float32"):
+                where = ".".join(part for part in (block.name, node.module) if part)
+                return "float32", f"{where} computes in float32 whatever the dtype: held to the limit of float32"
+    return dtype, ""
 
 
 def _captured(model: nn.Module, dtype: torch.dtype) -> tuple[Graph, str]:

@@ -36,6 +36,9 @@ class Fixed:
     def ahead(self, lengths: Sequence[int]) -> None:
         raise AssertionError("nobody hints")
 
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        assert seconds >= 0.0
+
     def place(self, lengths: Sequence[int], step: int | None = None) -> BatchPlan:
         assert lengths == self.plan.lengths
         return self.plan

@@ -12,6 +12,11 @@ def tiny(*, layers: int = 2, heads: int = 4, width: int = 64) -> nn.Module:
     return Llama(LlamaConfig(256, width, layers, heads, heads // 2, 2 * width))
 
 
+def twin() -> nn.Module:
+    """As `tiny`, with a head of its own for each key."""
+    return Llama(LlamaConfig(256, 64, 2, 4, 4, 128))
+
+
 class Peeking(nn.Module):
     """Reads a value of its input on the host."""
 

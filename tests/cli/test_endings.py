@@ -30,6 +30,8 @@ USAGE = [
     (("show", str(MODELS)), "no plan", "is not a plan"),
     (("run", "m", "--data", "absent.txt"), "no such data", "data 'absent.txt' cannot be read"),
     (("run", "m", "--steps", "0"), "no steps", "--steps"),
+    (("run", "m", "--lr", "nan"), "no rate", "--lr nan is no learning rate"),
+    (("run", "m", "--lr", "-1"), "a negative rate", "--lr -1 is no learning rate"),
     (("verify", "m", "--precision", "bf16"), "verify in bf16", "verify runs in fp32 or fp64"),
 ]
 
@@ -111,6 +113,8 @@ def test_a_plan_of_another_model_or_number_of_processes(fourfold: Command, tiny:
     assert fourfold("plan", tiny, *SMALL, "--save", file).code == 0
     said = fourfold("run", tiny, "--plan", file, "--set", "width=128", "--runs", str(tmp_path))
     assert said.code == 11 and "the plan is for another model: embedding.weight is [256, 64]" in said.line
+    said = fourfold("verify", f"{MODELS}:twin", "--plan", file)
+    assert said.code == 11 and "the plan is for another" in said.line
     said = fourfold("run", tiny, "--plan", file, "--nproc", "3", "--runs", str(tmp_path))
     assert said.code == 13 and "the plan needs 4 processes" in said.line and "--nproc 4" in said.line
     said = fourfold("run", tiny, "--plan", file, "--hardware", "cpu-gloo-4", "--runs", str(tmp_path))

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from fourfold.compiler.cli import values
 from fourfold.compiler.cli.launching import failure
+from fourfold.compiler.cli.proving import ranks_of
 from fourfold.hardware.errors import ModelError, RunError
 
 Command = Callable[..., Any]
@@ -57,6 +59,14 @@ def test_verify_proves_a_plan(fourfold: Command, tiny: str) -> None:
     assert data["passed"] and data["ranks"] == 2 and data["worst"]["error"] < 1e-4
     names = {check["name"] for check in data["checks"] if check["kind"] == "gradient"}
     assert {"embedding.weight", "layers.1.attention.q.weight", "head.weight"} <= names
+
+
+@pytest.mark.parametrize(
+    ("pins", "ranks"),
+    [((), 4), (("pp=2",), 2), (("sp=3",), 3), (("dp=2", "tp=2", "pp=2"), 8), (("zero=3",), 4), (("dp=1",), 1)],
+)
+def test_verify_runs_as_many_ranks_as_the_pinned_degrees_ask_for(pins: tuple[str, ...], ranks: int) -> None:
+    assert ranks_of(values.pins(pins)) == ranks
 
 
 def test_verify_that_fails_is_13(fourfold: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ QUICK = [
     (("plan", "llama-8b", "--hardware", "nowhere"), 12),
     (("show", "absent.json"), 2),
     (("simulate", "--help"), 0),
+    (("doctor", "--help"), 0),
+    (("launch", "--help"), 0),
+    (("launch", "absent.json", "train.py"), 2),
     (("simulate", "llama-8b"), 2),
     (("simulate", "absent.json"), 2),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import planned
 import pytest
@@ -237,3 +238,26 @@ def test_only_dtypes_with_a_tolerance_are_verified() -> None:
     model = planned.llama()
     with pytest.raises(UsageError, match="float32 or float64, not in bfloat16"):
         verify(model, planned.plan_for(model, Mesh(2)), dtype="bfloat16")
+
+
+class Coarse(nn.Module):
+    """Embedding and head with a norm that is computed in float32 whatever comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm, self.head = nn.Embedding(50, 16), nn.LayerNorm(16), nn.Linear(16, 50)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.head(self.norm(x) + x.float().sigmoid().to(x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "exact"),
+    [(Coarse, "float64", "float32"), (Coarse, "float32", "float32"), (planned.llama, "float64", "float64")],
+)
+def test_a_model_that_casts_down_is_held_to_the_limit_of_float32(make: Any, dtype: str, exact: str) -> None:
+    model = make()
+    case = prepared(model, planned.plan_for(model, Mesh(2, 1)), dtype=dtype)
+    assert case.exact == exact
+    assert (exact != dtype) == any("computes in float32 whatever the dtype" in note for note in case.notes)

@@ -20,7 +20,7 @@ from fourfold.ir.rule import Rule
 from fourfold.ir.workload import Workload
 from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
-from fourfold.passes.cutting import Prices, cut
+from fourfold.passes.cutting import Cutter, Prices, cut
 
 SMALL = ("feed-forward", "branch", "branch, dropout, tied")
 DEGREES = (2, 4)
@@ -79,6 +79,16 @@ def test_the_seconds_are_those_of_the_layout(name: str, n: int) -> None:
     _, prices = plan_on("dgx-h200", name, n, 8192)
     layouts, seconds = cut(GRAPHS[name], n, prices)
     assert seconds == pytest.approx(all_layouts(name, n).price(layouts, prices), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", DEGREES)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_cutter_forgets_the_prices_before(name: str, n: int) -> None:
+    """One program under prices in turn, and a new one for each."""
+    again = Cutter(GRAPHS[name], n, {})
+    for seed, tokens in ((1, 64), (2, 2**18), (3, 64), (1, 64)):
+        prices = random_prices(seed, tokens, 1e10, 1e-5)
+        assert again(prices) == cut(GRAPHS[name], n, prices)
 
 
 @given(

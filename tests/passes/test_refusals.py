@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,15 +13,16 @@ from tiny_graphs import deeper
 from fourfold.compiler.api import plan_graph
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models import shipped
-from fourfold.hardware import load
+from fourfold.hardware import Machine, load
 from fourfold.hardware.errors import InfeasibleError
-from fourfold.ir.answer import Refusal
+from fourfold.ir.answer import Answer, Estimate, Refusal
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.workload import Workload
 from fourfold.passes.repairs import infeasible
 
 WORK = Workload.fixed(length=8192, sequences=64)
+NONE = Estimate(0.0, (), {}, 0.0, 0.0, 0.0, 0, 1)
 LINES, WIDTH = 14, 100
 PRICED = re.compile(r"  (?P<change>\S.*?)  +(?P<step>[\d.e+-]+) s a step")
 
@@ -85,6 +87,30 @@ def test_many_meshes_are_counted(meshes: int, last: str) -> None:
     reasons = [Refusal(f"m{i}", "too large") for i in range(meshes)]
     lines = infeasible(plan, load("dgx-h200"), reasons, lambda plan, machine: None).splitlines()
     assert lines[-2] == last and lines[-1].startswith("Nothing tried makes it fit: ") and len(lines) <= LINES
+
+
+def test_two_changes_where_none_is_enough() -> None:
+    """Pins that fill exactly these ranks stand in the way of more of them, and these ranks are too few without pins."""
+    tried: list[tuple[int, int]] = []
+
+    def attempt(plan: Plan, machine: Machine) -> Answer | None:
+        tried.append((len(plan.pins), machine.ranks))
+        step = 2.0 if machine.ranks == 16 else 1.0
+        return Answer(plan, replace(NONE, step=step)) if not plan.pins and machine.ranks >= 16 else None
+
+    plan = Plan(llama("llama-8b", 32), {}, WORK, pins={"dp": 8, "tp": 1})
+    lines = infeasible(plan, load("dgx-h200"), [Refusal("dp8", "too large")], attempt).splitlines()
+    assert offers(lines) == {"no pins, and dgx-h200:2 (16 ranks)": 2.0}
+    assert (2, 16) in tried and (0, 8) in tried
+
+
+def test_two_changes_are_not_looked_for_where_one_is_enough() -> None:
+    def attempt(plan: Plan, machine: Machine) -> Answer | None:
+        return Answer(plan, replace(NONE, step=1.0)) if "tp" not in plan.pins else None
+
+    plan = Plan(llama("llama-8b", 32), {}, WORK, pins={"dp": 8, "tp": 1})
+    lines = infeasible(plan, load("dgx-h200"), [Refusal("dp8", "too large")], attempt).splitlines()
+    assert offers(lines) == {"no pin of tp": 1.0, "no pins": 1.0}
 
 
 def test_an_offer_fits_and_takes_what_it_says() -> None:

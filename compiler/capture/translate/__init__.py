@@ -64,6 +64,7 @@ HANDLERS: Mapping[str, Callable[[Translation], Any]] = MappingProxyType(
         "linear": contractions.linear,
         "addmm": contractions.addmm,
         "einsum": contractions.einsum,
+        **dict.fromkeys(("outer", "ger"), contractions.outer),
         "embedding": contractions.embedding,
         "index_select": contractions.index_select,
         "index": contractions.index,

@@ -57,6 +57,13 @@ def _as_linear(t: Translation, words: list[str], right: str, tensors: tuple[Ref,
     return t.emit("linear" if w[1] == x[-1] else "matmul", *tensors)
 
 
+def outer(t: Translation) -> Ref:
+    """A column times a row, as rotary angles are made of positions and frequencies."""
+    row = next(t.args[k] for k in ("vec2", "other") if k in t.args)
+    column = t.view(t.args["self"], (*t.shape(t.args["self"]), 1))
+    return t.emit("mul.Tensor", column, row)
+
+
 def embedding(t: Translation) -> Ref:
     """Rows of a table; the row of a padding token gets no gradient."""
     table, ids = t.args["weight"], t.args["indices"]

@@ -8,6 +8,7 @@ from torch import nn
 
 from zoo import attentions as a
 from zoo import blocks as b
+from zoo import families as f
 from zoo import models as m
 from zoo.plain import LM, Attention, Block
 from zoo.refused import REFUSED
@@ -67,6 +68,10 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
     "tied-across": m.TiedAcross,
     "returns-tuple": lambda: m.Returns("tuple"),
     "returns-dict": lambda: m.Returns("dict"),
+    "neox": f.NeoX,
+    "falcon": f.Falcon,
+    "gemma": f.Gemma,
+    "first-transformer": f.First,
     "value-residual": m.ValueResidual,
     "checkpointed": lambda: m.Checkpointed(False),
     "checkpointed-reentrant": lambda: m.Checkpointed(True),
