@@ -43,7 +43,7 @@ def charted(batch: BatchPlan, terms: Terms) -> Chart:
     for team in batch.teams:
         for rank in team.ranks:
             teams.setdefault((rank, team.micro_step), []).append(team)
-    parts = {id(team): tuple(_parts(team, terms, looks)) for team in batch.teams}
+    parts = {id(team): tuple(_parts(team, batch.lengths, terms, looks)) for team in batch.teams}
     clock, bars = [0.0] * batch.ranks, list[Bar]()
     for step in steps(batch, terms):
         for ranks in step.together:
@@ -89,13 +89,16 @@ def _letters(batch: BatchPlan) -> Mapping[str, Look]:
     return {str(i): Look(chr(ord("A") + at), f"{i}:{batch.lengths[i]:,}", COLOURS[at]) for at, i in enumerate(longest)}
 
 
-def _parts(team: Team, terms: Terms, looks: Mapping[str, Look]) -> Iterator[tuple[str, str, float]]:
+def _parts(
+    team: Team, length: Sequence[int], terms: Terms, looks: Mapping[str, Look]
+) -> Iterator[tuple[str, str, float]]:
     """Kind, name and seconds of what a rank of a team runs: the sequences drawn by themselves, then all others."""
     others, seconds = 0, 0.0
     for piece in team.pieces:
         own = _seconds(piece, team, terms)
         if str(piece.sequence) in looks:
-            yield str(piece.sequence), str(piece), own
+            whole = piece.tokens == length[piece.sequence]
+            yield str(piece.sequence), str(piece.sequence) if whole else str(piece), own
         else:
             others, seconds = others + 1, seconds + own
     if others:
