@@ -29,8 +29,9 @@ from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.compare import Compared, compared
 from fourfold.passes.batch.orders import schedule_of
+from fourfold.passes.batch.planned import terms_of
 from fourfold.passes.batch.static_cp import alike
-from fourfold.passes.batch.terms import Terms, terms_of
+from fourfold.passes.batch.terms import Terms
 from fourfold.passes.batch.timing import timed
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fourfold.hardware.errors import UsageError
-from fourfold.ir.sequence.tokens import Shard, laid, shifted
+from fourfold.ir.sequence.tokens import Shard, laid, shifted, zigzag_tokens
 from fourfold.ir.serial import from_plain, to_json
 
 SCHEMA = "fourfold.batch/1"
@@ -99,10 +99,13 @@ class Team:
         return tuple(shifted(one, starts) for one in held) if any(starts) else held
 
     def held(self) -> dict[int, int]:
-        """Tokens of each rank."""
-        if len(self.ranks) == 1:
-            return {self.ranks[0]: self.tokens}
-        return {rank: shard.tokens for rank, shard in zip(self.ranks, self.shards(), strict=True)}
+        """Tokens of each rank: those of its shard."""
+        n, total = len(self.ranks), self.tokens
+        if n == 1:
+            return {self.ranks[0]: total}
+        if self.method == "ulysses":
+            return {rank: total * (i + 1) // n - total * i // n for i, rank in enumerate(self.ranks)}
+        return dict(zip(self.ranks, zigzag_tokens([piece.tokens for piece in self.pieces], n), strict=True))
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,14 @@ class BatchPlan:
                 found[rank, move.micro_step] = found.get((rank, move.micro_step), 0) + more
         return found
 
+    @property
+    def moved(self) -> dict[int, tuple[Move, ...]]:
+        """The moves of each micro-step that has any, in their order."""
+        found: dict[int, tuple[Move, ...]] = {}
+        for move in self.moves:
+            found[move.micro_step] = (*found.get(move.micro_step, ()), move)
+        return found
+
     def of(self, rank: int) -> Iterator[tuple[int, tuple[Team, ...]]]:
         """The micro-steps of one rank, each with its teams in the order in which they run."""
         mine: dict[int, list[Team]] = {}
@@ -172,10 +183,7 @@ class BatchPlan:
             f"{self.policy}: {len(self.lengths)} sequences, {sum(self.lengths):,} tokens on {self.ranks} ranks of "
             f"{self.capacity:,}"
         )
-        moved: dict[int, list[Move]] = {}
-        for move in self.moves:
-            moved.setdefault(move.micro_step, []).append(move)
-        rows = [f"{step}  remap  {' '.join(map(str, moves))}" for step, moves in sorted(moved.items())]
+        rows = [f"{step}  remap  {' '.join(map(str, moves))}" for step, moves in sorted(self.moved.items())]
         rows += [f"{one.micro_step}  offload  {one.rank} {one.share:.0%}" for one in self.offloads]
         return "\n".join((title, *(_line(team) for team in self.teams), *rows))
 

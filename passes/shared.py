@@ -18,6 +18,7 @@ from fourfold.hardware.topology import Machine
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import SIZES, Sharing
 from fourfold.ir.record import Event, Ran, Sent
+from fourfold.passes.routing import OWN_PORT, Routing
 from fourfold.passes.tables import Heads, recording
 
 RATES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
@@ -36,11 +37,17 @@ class Shared:
     machine: Machine
     mesh: Mesh
     sharing: Sharing
+    routing: Routing = OWN_PORT
 
     @cached_property
     def crossing(self) -> Crossing:
         """What the whole group crosses."""
         return self.machine.crossing(self.mesh.group("sp"))
+
+    @cached_property
+    def ring(self) -> Crossing:
+        """What a message to the next rank crosses, where every rank sends one."""
+        return self.routing.routed(self.crossing)
 
     @cached_property
     def neighbours(self) -> Crossing:
@@ -57,11 +64,30 @@ class Shared:
 
     def exposed(self, heads: Heads, *, length: int, tokens: float) -> float:
         """Seconds of forward and backward in which messages are waited for and nothing is computed."""
-        total = sum(self.seconds(heads, length=length, tokens=tokens, backward=b) for b in (False, True))
-        found = recording(self.sharing, self.mesh.sp, heads, length, self.mesh.sp - 1)
-        ran = [e for kind in (found.forward, found.backward) for e in kind if isinstance(e, Ran)]
-        written = self._written_out(heads, tokens, products=6)
-        return total - written - sum(self._ran(e, heads, tokens / length, length) for e in ran)
+        return sum(
+            self.seconds(heads, length=length, tokens=tokens, backward=b)
+            - self.computed(heads, length=length, tokens=tokens, backward=b)
+            for b in (False, True)
+        )
+
+    def computed(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
+        """Seconds that one attention computes on the last rank; its messages take none."""
+        events = self._events(heads, length, backward=backward)
+        ran = sum(self._ran(e, heads, tokens / length, length) for e in events if isinstance(e, Ran))
+        return ran + self._written_out(heads, tokens, products=4 if backward else 2)
+
+    def travelled(self, heads: Heads, *, length: int, tokens: float, backward: bool) -> float:
+        """Seconds of the messages of one attention, one after the other, on the last rank."""
+        found: dict[int, list[Sent]] = {}
+        for event in self._events(heads, length, backward=backward):
+            if isinstance(event, Sent):
+                found.setdefault(event.number, []).append(event)
+        return sum(self._sent(sent, tokens / length) for sent in found.values())
+
+    def _events(self, heads: Heads, length: int, *, backward: bool) -> Sequence[Event]:
+        return recording(self.sharing, self.mesh.sp, heads, length, self.mesh.sp - 1).of(
+            "backward" if backward else "forward"
+        )
 
     def scratch(self, heads: Heads, tokens: int) -> float:
         """Bytes at most beside the operands: keys of others, and the sums of gradients in their dtype."""
@@ -108,7 +134,7 @@ class Shared:
         size, name = many * sum(one.bytes for one in sent), sent[0].name
         known, links = self.machine.calibration, self.machine.group
         if len(sent) == 1 and name not in ("all_gather", "all_to_all", "reduce_scatter"):
-            return collective_time("send_recv", size, self.crossing, calibration=known, group=links)
+            return collective_time("send_recv", size, self.ring, calibration=known, group=links)
         crossing = self.neighbours if name == "all_to_all" else self.crossing
         whole = size * crossing.size / max(1, crossing.size - 1)
         op: Literal["all_gather", "all_to_all"] = "all_gather" if name == "all_gather" else "all_to_all"

@@ -74,7 +74,7 @@ def _placed(plan: Plan, names: Sequence[str], *, explain: int | None) -> tuple[S
     """The batch of the plan's workload by each policy. Raises UsageError for a sequence that there is not."""
     from fourfold.passes.batch import POLICIES
     from fourfold.passes.batch.compare import compared
-    from fourfold.passes.batch.terms import terms_of
+    from fourfold.passes.batch.planned import terms_of
 
     each = [length for length, count in plan.workload.lengths for _ in range(count)]
     if explain is not None and not 0 <= explain < len(each):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from typing import TYPE_CHECKING
 
 from fourfold.ir.text import Section, percent, seconds
@@ -40,6 +41,7 @@ def _where(told: Explained) -> Iterator[tuple[str, str]]:
     for run in told.runs[:LISTED]:
         yield from _touched(run)
     yield "costs", _costs(told)
+    yield "zone", _zone(told)
 
 
 def _run(run: Run) -> str:
@@ -59,6 +61,18 @@ def _touched(run: Run) -> Iterator[tuple[str, str]]:
         yield "remap", f"in micro-step {step} its ranks move tokens around attention: {shown}"
     for one in run.offloads[:LISTED]:
         yield "offload", f"{percent(one.share)} of what rank {one.rank} keeps of micro-step {step} waits in host memory"
+
+
+def _zone(told: Explained) -> str:
+    """How far it may be shared at no wait."""
+    known = told.zones
+    found = [
+        f"{where} from {tokens:,.0f} tokens"
+        for where, tokens in (("inside a node", known.intra), ("over several", known.inter))
+        if tokens < inf
+    ]
+    hidden = f"a ring hides its messages {' and '.join(found)}" if found else "no ring hides its messages here"
+    return f"{known.of(told.length)}: {hidden}"
 
 
 def _costs(told: Explained) -> str:
@@ -100,6 +114,7 @@ def as_data(told: Explained) -> Mapping[str, object]:
         "sequence": told.sequence,
         "length": told.length,
         "policy": told.policy,
+        "zone": told.zones.of(told.length),
         "runs": [asdict(run) for run in told.runs],
         "options": [
             {"ranks": one.ranks, "tokens": one.tokens, "room": one.room, "seconds": dict(one.seconds)}

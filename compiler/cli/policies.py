@@ -57,7 +57,7 @@ def _rows(found: Sequence[Compared], terms: Terms) -> Iterator[tuple[str, ...]]:
 
 def bounds(found: Sequence[Compared], terms: Terms) -> tuple[str, float, float]:
     """Which bounds the step from below, `area` or `longest`, and the seconds of both."""
-    from fourfold.passes.batch.timing import sides
+    from fourfold.passes.batch.bounding import sides
 
     lengths = next(one.batch.lengths for one in found if one.batch is not None)
     area, longest = (terms.once + side for side in sides(lengths, terms))

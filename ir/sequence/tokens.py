@@ -75,6 +75,14 @@ def zigzag(lengths: Sequence[int], n: int) -> tuple[Shard, ...]:
     return tuple(shard(_merged(pieces)) for pieces in held)
 
 
+def zigzag_tokens(lengths: Sequence[int], n: int) -> list[int]:
+    """How many tokens each shard of `zigzag` holds: the longer chunks of all documents follow each other in turn."""
+    least, more = (sum(part) for part in zip(*(divmod(length, 2 * n) for length in lengths), strict=True))
+    every, rest = divmod(more, 2 * n)
+    chunks = [least + every + (i < rest) for i in range(2 * n)]
+    return [chunks[rank] + chunks[-1 - rank] for rank in range(n)]
+
+
 def striped(lengths: Sequence[int], n: int) -> tuple[Shard, ...]:
     """Token p of a document on rank (p + document) % n: causal work is equal to within a diagonal.
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
-from fourfold.ir.batch import BatchPlan
-from fourfold.passes.batch.auto import auto
+from fourfold.passes.batch.auto import Policy, auto
 from fourfold.passes.batch.bytescale import bytescale
 from fourfold.passes.batch.chunkflow import chunkflow
 from fourfold.passes.batch.flexsp import flexsp
 from fourfold.passes.batch.pack import pack
 from fourfold.passes.batch.static_cp import homogeneous, static_cp
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.zeppelin import zeppelin
 
-Policy = Callable[[Sequence[int], Terms], BatchPlan]
+__all__ = ["POLICIES", "SINGLE", "Policy"]
 
-POLICIES: Mapping[str, Policy] = MappingProxyType(
+SINGLE: Mapping[str, Policy] = MappingProxyType(
     {
         "pack": pack,
         "static_cp": static_cp,
         "homogeneous": homogeneous,
         "bytescale": bytescale,
+        "zeppelin": zeppelin,
         "chunkflow": chunkflow,
         "flexsp": flexsp,
-        "auto": auto,
     }
 )
+"""Each follows one idea."""
+
+POLICIES: Mapping[str, Policy] = MappingProxyType({**SINGLE, "auto": partial(auto, starts=tuple(SINGLE.values()))})
+"""All, and the one that starts from them and is never slower."""

@@ -2,152 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
-from fourfold.passes.batch.bytescale import bytescale
-from fourfold.passes.batch.gangs import neighbours
-from fourfold.passes.batch.pack import pack
+from fourfold.passes.batch.auto_grid import Choice, Grid, option
+from fourfold.passes.batch.auto_polish import polish
+from fourfold.passes.batch.auto_search import constructed, improved
+from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.refusal import require
-from fourfold.passes.batch.static_cp import homogeneous
+from fourfold.passes.batch.remap import remapped
 from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import bound, timed, worth
+from fourfold.passes.batch.timing import timed
 
-SPENT = (0.0, 0.02, 0.05, 0.1, 0.25)
-"""More work of all ranks than a sequence's least, spent on more ranks: they take it a shorter time."""
-STARTS = (pack, homogeneous, bytescale)
-"""Policies whose placement it is never slower than."""
-CLOSE = 0.01
+Policy = Callable[[Sequence[int], Terms], BatchPlan]
+Finish = Callable[[BatchPlan, Terms], BatchPlan]
+
+FINISHES: tuple[Finish, ...] = (remapped,)
+"""What may make a finished placement faster, in turn; kept where it does."""
+FINISHED = 2
+"""Placements that are finished, the fastest."""
+CLOSE = 0.002
 """A gap to the bound at which nothing more is tried."""
 
 
-def auto(lengths: Sequence[int], terms: Terms) -> BatchPlan:
-    """The fastest of many placements, which differ in how many ranks a sequence gets, in rounds and in order.
+def auto(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy] = (), gap: float = CLOSE) -> BatchPlan:
+    """The fastest of many placements, improved; never slower than what one of the `starts` finds.
 
-    A sequence gets the most ranks that cost little more, in all, than the cheapest number; then each goes where it
-    delays least, short ones beside long ones in the same micro-steps. Raises InfeasibleError for what the pool cannot
-    hold.
+    A first placement gives each sequence, the one with most work first, the ranks and the place that cost least beyond
+    a height that all should keep; several heights are tried. The best, and what the starts found, are improved by
+    taking out what is critical and placing it anew, and by a solver, until it is within `gap` of the bound or a fixed
+    measure of work is done. Raises InfeasibleError for what the pool cannot hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="auto")
     least = bound(lengths, terms)
-    best: tuple[float, BatchPlan] | None = None
-    for batch in _tried(lengths, terms, least):
-        seconds = timed(batch, terms).seconds
-        if best is None or seconds < best[0]:
-            best = seconds, batch
-        if best[0] <= (1 + CLOSE) * (least + terms.once):
-            break
-    assert best is not None
+    found = [_timed(batch, terms) for batch in _started(lengths, terms, starts)]
+    goal = (1 + gap) * least
+    grids = constructed(lengths, terms, least, goal=goal)
+    grids += [grid for _, batch in sorted(found, key=_seconds)[:1] if (grid := read(batch, terms, least)) is not None]
+    for grid in improved(grids, goal=goal)[:1]:
+        polish(grid, goal=goal)
+        found.append(_timed(_batch(grid), terms))
+    best = min(found, key=_seconds)
+    for seconds, batch in sorted(found, key=_seconds)[:FINISHED] if best[0] > terms.once + goal else ():
+        one = seconds, batch
+        for finish in FINISHES:
+            one = min(one, _timed(finish(one[1], terms), terms), key=_seconds)
+        best = min(best, one, key=_seconds)
     return replace(best[1], policy="auto")
 
 
-def _tried(lengths: Sequence[int], terms: Terms, least: float) -> Iterator[BatchPlan]:
-    rounds = -(-sum(lengths) // (terms.bounds.ranks * terms.bounds.capacity))
-    for chosen in _choices(lengths, terms, least):
-        for count in (rounds, rounds + 1):
-            for widest in (True, False):
-                found = _placed(lengths, chosen, terms, count, widest=widest)
-                if found is not None:
-                    yield found
-    for start in STARTS:
+def _timed(batch: BatchPlan, terms: Terms) -> tuple[float, BatchPlan]:
+    return timed(batch, terms).seconds, batch
+
+
+def _seconds(one: tuple[float, BatchPlan]) -> float:
+    return one[0]
+
+
+def _started(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy]) -> Iterator[BatchPlan]:
+    for start in starts:
         try:
             yield start(lengths, terms)
         except InfeasibleError:
             continue
 
 
-def _choices(lengths: Sequence[int], terms: Terms, limit: float) -> Iterator[Mapping[int, int]]:
-    """Ranks of each length by how much may be spent, each choice once."""
-    seen: list[Mapping[int, int]] = []
-    for spent in SPENT:
-        chosen = _degrees(lengths, terms, spent=spent, limit=limit)
-        if chosen not in seen:
-            seen.append(chosen)
-            yield chosen
+def _batch(grid: Grid) -> BatchPlan:
+    """A placement as pieces, without micro-steps that nobody runs."""
+    terms, lengths = grid.terms, grid.choice.lengths
+    used = {step: at for at, step in enumerate(sorted(set(grid.step.tolist())))}
+    places = zip(grid.step.tolist(), grid.first.tolist(), grid.ranks.tolist(), strict=True)
+    pieces = tuple(
+        Piece(i, 0, lengths[i], used[step], tuple(range(first, first + n)), terms.fastest(lengths[i], n)[1])
+        for i, (step, first, n) in enumerate(places)
+    )
+    offloads = tuple(replace(one, micro_step=used[one.micro_step]) for one in grid.offloads)
+    return BatchPlan("auto", lengths, terms.bounds.ranks, terms.bounds.capacity, pieces, offloads=offloads)
 
 
-def _degrees(lengths: Sequence[int], terms: Terms, *, spent: float, limit: float) -> Mapping[int, int]:
-    """Ranks of each length: the most whose work in all is little above the least, of those that keep the limit."""
-    found = {}
-    for length in set(lengths):
-        times = [(terms.task(length, n), n) for n in worth(length, terms)]
-        kept = [one for one in times if one[0] <= limit] or [min(times)]
-        least = min(n * seconds for seconds, n in kept)
-        found[length] = max(n for seconds, n in kept if n * seconds <= (1 + spent) * least)
-    return found
-
-
-def _placed(
-    lengths: Sequence[int], ranks: Mapping[int, int], terms: Terms, rounds: int, *, widest: bool
-) -> BatchPlan | None:
-    """Each where it delays least, the slowest first or the widest; None where there is no room."""
-    cells = Cells.empty(terms, rounds)
-    starts = {n: neighbours(n, terms) for n in set(ranks.values())}
-    found = []
-    seconds = {length: terms.task(length, ranks[length]) for length in ranks}
-    for i in sorted(range(len(lengths)), key=lambda i: (-widest * ranks[lengths[i]], -seconds[lengths[i]])):
-        length, n = lengths[i], ranks[lengths[i]]
-        where = cells.take(_share(length, n), seconds[length], starts[n], n)
-        if where is None:
-            return None
-        step, first = where
-        found.append(Piece(i, 0, length, step, tuple(range(first, first + n)), terms.fastest(length, n)[1]))
-    return _closed(BatchPlan("auto", tuple(lengths), terms.bounds.ranks, terms.bounds.capacity, tuple(found)))
-
-
-def _share(length: int, ranks: int) -> int:
-    """Tokens of the fullest of `ranks` ranks: as chunks differ by one, more documents even out."""
-    return length if ranks == 1 else -(-length // ranks) + 1
-
-
-def _closed(batch: BatchPlan) -> BatchPlan:
-    """Without micro-steps that nobody runs."""
-    used = {step: at for at, step in enumerate(sorted({piece.micro_step for piece in batch.pieces}))}
-    return replace(batch, pieces=tuple(replace(piece, micro_step=used[piece.micro_step]) for piece in batch.pieces))
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """Seconds and free tokens of every (micro-step, rank), and how late each is: behind the slowest rank of its
-    micro-step where all go in step (ZeRO 2 and 3), else by the rank's whole time."""
-
-    load: np.ndarray
-    room: np.ndarray
-    late: np.ndarray
-    in_step: bool
-
-    @classmethod
-    def empty(cls, terms: Terms, rounds: int) -> Cells:
-        """So many micro-steps of the whole pool."""
-        shape = rounds, terms.bounds.ranks
-        free = np.full(shape, terms.bounds.capacity)
-        return cls(np.zeros(shape), free, np.zeros(shape), terms.bounds.zero > 1)
-
-    def take(self, tokens: int, seconds: float, starts: np.ndarray, ranks: int) -> tuple[int, int] | None:
-        """(micro-step, first rank) where so many tokens on each of `ranks` neighbours delay least, now taken.
-
-        None where no neighbours have the room.
-        """
-        late = np.where(self.room >= tokens, self.late, np.inf)
-        if ranks > 1:
-            late = np.lib.stride_tricks.sliding_window_view(late, ranks, axis=1).max(axis=2)[:, starts]
-        step, at = divmod(int(late.argmin()), late.shape[1])
-        if late[step, at] == np.inf:
-            return None
-        first = int(starts[at])
-        self._add(step, slice(first, first + ranks), tokens, seconds)
-        return step, first
-
-    def _add(self, step: int, here: slice, tokens: int, seconds: float) -> None:
-        """Neighbours begin together, when the last of them can."""
-        before = self.load[step, here].copy()
-        self.load[step, here] = before.max() + seconds
-        self.room[step, here] -= tokens
-        if self.in_step:
-            self.late[step] = self.load[step] - self.load[step].max()
-        else:
-            self.late[:, here] += self.load[step, here] - before
+def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:
+    """A placement as a grid; None where it says more than a grid can."""
+    whole = len(batch.pieces) == len(batch.lengths) and not batch.moves
+    if not whole or any(piece.ranks[-1] - piece.ranks[0] + 1 != len(piece.ranks) for piece in batch.pieces):
+        return None
+    grid = Grid(Choice(batch.lengths, terms, least), batch.micro_steps)
+    for piece in batch.pieces:
+        n, i = len(piece.ranks), piece.sequence
+        grid.step[i], grid.first[i], grid.ranks[i] = piece.micro_step, piece.ranks[0], n
+        way = option(piece.tokens, n, terms)
+        grid.seconds[i], grid.tokens[i], grid.filling[i] = way.seconds, way.tokens, way.filling
+    grid.offloads = batch.offloads
+    grid.rebuilt()
+    return grid

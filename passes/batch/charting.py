@@ -4,76 +4,56 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Piece, Team
 from fourfold.ir.chart import COMPUTE, Bar, Chart, Look
-from fourfold.passes.batch.orders import again
+from fourfold.passes.batch.clock import stepped
 from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import attention, joined
 
 COLOURS = (
     *("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6"),
     *("#9d755d", "#1f4e79", "#b5651d", "#2e7d32", "#8e2a2b", "#2b8c8c", "#a88f00", "#6a3d9a"),
 )
 """Of the longest sequences, in order; each has a letter, too."""
-SHARED, PACKED, ONCE = "shared", "packed", "once"
+SHARED, PACKED, FILL, ONCE = "shared", "packed", "fill", "once"
 REST: Mapping[str, Look] = {
     SHARED: Look("=", "others that share ranks", "#8c8c8c"),
     PACKED: Look("-", "others, packed", "#d0d0d0"),
+    FILL: Look("~", "the line of stages fills and drains", "#f3e3c3"),
     ONCE: Look("+", "once a step", "#4a4a4a"),
 }
 LONG = 2.0
 """Times the mean length from which on a sequence is drawn by itself, if its ranks run it alone and whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One micro-step: its own seconds on each rank that runs in it, and ranks that begin and finish it together."""
-
-    number: int
-    own: Mapping[int, float]
-    together: Sequence[Sequence[int]]
-
-
 def charted(batch: BatchPlan, terms: Terms) -> Chart:
-    """The step as bars of each rank, as long as its price; what ranks wait for each other stays free."""
+    """The step as bars of each rank, as long as its price; what ranks wait for each other stays free.
+
+    Of a line of pipeline stages the slowest is drawn; what it takes to fill and to drain follows its micro-steps.
+    """
     looks = {**_letters(batch), **REST}
-    teams: dict[tuple[int, int], list[Team]] = {}
-    for team in batch.teams:
-        for rank in team.ranks:
-            teams.setdefault((rank, team.micro_step), []).append(team)
-    parts = {id(team): tuple(_parts(team, batch.lengths, terms, looks)) for team in batch.teams}
-    clock, bars = [0.0] * batch.ranks, list[Bar]()
-    for step in steps(batch, terms):
-        for ranks in step.together:
-            start = max(clock[rank] for rank in ranks)
-            for rank in ranks:
-                here = [part for team in teams.get((rank, step.number), ()) for part in parts[id(team)]]
-                bars += _bars(rank, step, here, start=start)
-                clock[rank] = start + max(step.own.get(other, 0.0) for other in ranks)
-    last = max(clock)
+    parts = _of_ranks(batch, terms, looks)
+    clock, longest, bars = [0.0] * batch.ranks, [0.0] * batch.ranks, list[Bar]()
+    numbers = dict.fromkeys(team.micro_step for team in batch.teams)
+    for number, step in zip(numbers, stepped(batch, terms), strict=True):
+        for group in step.joined:
+            start = max(clock[rank] for rank in group)
+            for rank in group:
+                clock[rank] = start
+        for rank, start in enumerate(clock):
+            busy, lasts = (terms.slowest * float(each[rank]) for each in (step.busy, step.lasts))
+            bars += _bars(rank, number, parts.get((rank, number), ()), start=start, stop=start + busy)
+            clock[rank], longest[rank] = start + lasts, max(longest[rank], lasts)
     every = {rank: f"rank {rank}" for rank in range(batch.ranks)}
-    bars += [Bar(rank, COMPUTE, REST[ONCE].words, last, last + terms.once, ONCE) for rank in every]
+    filled = [start + (terms.stages - 1) * more for start, more in zip(clock, longest, strict=True)]
+    last = max(filled)
+    bars += [_end(FILL, rank, clock[rank], filled[rank]) for rank in every if filled[rank] > clock[rank]]
+    bars += [_end(ONCE, rank, last, last + terms.once) for rank in every]
     return Chart(batch.policy, tuple(bars), last + terms.once, every, looks)
 
 
-def steps(batch: BatchPlan, terms: Terms) -> Iterator[Step]:
-    """The micro-steps in order, as `timed` prices them."""
-    twice = again(batch, terms.bounds.zero)
-    found: dict[int, list[Team]] = {}
-    for team in batch.teams:
-        found.setdefault(team.micro_step, []).append(team)
-    for number, teams in found.items():
-        own: dict[int, float] = {}
-        for team in teams:
-            seconds = attention(team, terms)
-            for rank in team.ranks:
-                own[rank] = own.get(rank, 0.0) + seconds
-        for rank in own:
-            own[rank] += terms.fixed + terms.linear * batch.held[rank, number]
-            own[rank] *= 1.0 + terms.forward * ((rank, number) in twice)
-        yield Step(number, own, [range(batch.ranks)] if terms.bounds.zero > 1 else joined(teams))
+def _end(kind: str, rank: int, start: float, stop: float) -> Bar:
+    return Bar(rank, COMPUTE, REST[kind].words, start, stop, kind)
 
 
 def _letters(batch: BatchPlan) -> Mapping[str, Look]:
@@ -112,10 +92,22 @@ def _seconds(piece: Piece, team: Team, terms: Terms) -> float:
     return terms.shared(piece.stop, n, team.method) - before + terms.linear * piece.tokens / n
 
 
-def _bars(rank: int, step: Step, parts: Sequence[tuple[str, str, float]], *, start: float) -> Iterator[Bar]:
+def _of_ranks(
+    batch: BatchPlan, terms: Terms, looks: Mapping[str, Look]
+) -> Mapping[tuple[int, int], Sequence[tuple[str, str, float]]]:
+    """What each rank runs in each micro-step, by (rank, micro-step): the parts of its teams."""
+    found: dict[tuple[int, int], list[tuple[str, str, float]]] = {}
+    for team in batch.teams:
+        parts = list(_parts(team, batch.lengths, terms, looks))
+        for rank in team.ranks:
+            found.setdefault((rank, team.micro_step), []).extend(parts)
+    return found
+
+
+def _bars(rank: int, step: int, parts: Sequence[tuple[str, str, float]], *, start: float, stop: float) -> Iterator[Bar]:
     """What a rank runs of a micro-step, one after the other; what they have in common is dealt by their seconds."""
-    whole = sum(seconds for _, _, seconds in parts)
+    whole, long = sum(seconds for _, _, seconds in parts), stop - start
     for kind, name, seconds in parts:
-        stop = start + step.own[rank] * seconds / whole
-        yield Bar(rank, COMPUTE, name, start, stop, kind, micro_step=step.number)
+        stop = start + long * seconds / whole
+        yield Bar(rank, COMPUTE, name, start, stop, kind, micro_step=step)
         start = stop

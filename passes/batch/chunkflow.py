@@ -64,8 +64,8 @@ def _cut(sequence: int, length: int, size: int, kept: int, terms: Terms) -> Chai
     again = cuts[max(0, count - kept)]
     seconds = count * terms.fixed + terms.linear * length + terms.alone(length)
     if again:
-        more = (count - kept) * terms.fixed + terms.linear * again + terms.alone(again)
-        seconds += terms.forward * more
+        more = (count - kept) * terms.fixed + terms.linear * again
+        seconds += terms.forward * more + terms.attends * terms.alone(again)
     return Chain(sequence, cuts, seconds)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from fourfold.hardware.errors import InfeasibleError, UsageError
 from fourfold.ir.batch import BatchPlan
@@ -28,7 +29,10 @@ class Compared:
 
 
 def compared(lengths: Sequence[int], terms: Terms, names: Sequence[str], *, watch: Watch) -> tuple[Compared, ...]:
-    """Each policy by name, the fastest first, then those that cannot. Raises UsageError for an unknown name."""
+    """Each policy by name, the fastest first, then those that cannot; auto before what it found equally fast.
+
+    Raises UsageError for an unknown name.
+    """
     for name in names:
         if name not in POLICIES:
             raise UsageError(f"policy {name!r} is not known; give one of {', '.join(POLICIES)}")
@@ -36,7 +40,7 @@ def compared(lengths: Sequence[int], terms: Terms, names: Sequence[str], *, watc
     for name in names:
         watch(name)
         found.append(_one(name, lengths, terms))
-    return tuple(sorted(found, key=lambda one: one.timing.seconds if one.timing else float("inf")))
+    return tuple(sorted(found, key=lambda one: (one.timing.seconds if one.timing else inf, one.policy != "auto")))
 
 
 def _one(name: str, lengths: Sequence[int], terms: Terms) -> Compared:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
+from fourfold.passes.batch.bounding import worth
 from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.refusal import room
-from fourfold.passes.batch.terms import SHARING, Terms
-from fourfold.passes.batch.timing import worth
+from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.zones import Zones, zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One sequence in one placement."""
+    """One sequence in one placement; `zones` are the lengths from which a ring hides its messages on this pool."""
 
     sequence: int
     length: int
     policy: str
     runs: tuple[Run, ...]
     options: tuple[Option, ...]
+    zones: Zones
 
     @property
     def chosen(self) -> Option:
@@ -78,11 +80,11 @@ def explained(batch: BatchPlan, terms: Terms, sequence: int) -> Explained:
     own = sorted((piece for piece in batch.pieces if piece.sequence == sequence), key=lambda piece: piece.start)
     counts = sorted({1, *worth(length, terms), *(len(piece.ranks) for piece in own)})
     options = tuple(_option(length, n, terms) for n in counts)
-    return Explained(sequence, length, batch.policy, tuple(_runs(batch, terms, own)), options)
+    return Explained(sequence, length, batch.policy, tuple(_runs(batch, terms, own)), options, zones(terms))
 
 
 def _option(length: int, ranks: int, terms: Terms) -> Option:
-    methods = [m for m in SHARING if ranks <= terms.bounds.heads or m != "ulysses"] if ranks > 1 else ["whole"]
+    methods = terms.methods(ranks) if ranks > 1 else ("whole",)
     linear = terms.linear * length / ranks
     seconds = tuple((method, linear + terms.shared(length, ranks, method)) for method in methods)
     return Option(ranks, -(-length // ranks), seconds, length <= room(ranks, terms))

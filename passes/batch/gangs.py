@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,11 @@ class Task:
     method: str
     seconds: float
 
+    def at(self, first: int, step: int) -> Iterator[Piece]:
+        """Its pieces on neighbours from rank `first` in a micro-step."""
+        ranks = tuple(range(first, first + self.ranks))
+        return (Piece(i, start, stop, step, ranks, self.method) for i, start, stop in self.stretches)
+
 
 def placed(tasks: Sequence[Task], lengths: Sequence[int], terms: Terms, *, policy: str) -> BatchPlan:
     """Every task on neighbours: those with least to do, or in rounds where all ranks go in step (ZeRO 2 and 3).
@@ -29,28 +34,41 @@ def placed(tasks: Sequence[Task], lengths: Sequence[int], terms: Terms, *, polic
     """
     bounds = terms.bounds
     order = sorted(tasks, key=lambda task: (-task.ranks, -task.seconds, task.stretches))
-    where = _in_rounds(order, terms) if bounds.zero > 1 else _least_loaded(order, terms)
-    pieces = [
-        Piece(i, start, stop, step, tuple(range(first, first + task.ranks)), task.method)
-        for task, (first, step) in zip(order, where, strict=True)
-        for i, start, stop in task.stretches
-    ]
-    return BatchPlan(policy, tuple(lengths), bounds.ranks, bounds.capacity, tuple(pieces))
+    where = _in_rounds(order, terms) if bounds.zero > 1 else least_loaded(order, terms).places
+    pieces = tuple(piece for task, (first, step) in zip(order, where, strict=True) for piece in task.at(first, step))
+    return BatchPlan(policy, tuple(lengths), bounds.ranks, bounds.capacity, pieces)
 
 
-def _least_loaded(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:
-    """(first rank, micro-step) of each: where it can begin soonest, each rank one task a micro-step."""
+@dataclass(frozen=True, slots=True)
+class Ganged:
+    """Places of tasks as (first rank, micro-step); then each rank's seconds, and its next micro-step.
+
+    waits: seconds of a rank before it begins a micro-step with others, by (rank, micro-step).
+    """
+
+    places: list[tuple[int, int]]
+    loads: np.ndarray
+    following: np.ndarray
+    waits: dict[tuple[int, int], float]
+
+
+def least_loaded(tasks: Sequence[Task], terms: Terms) -> Ganged:
+    """Each where it can begin soonest, in this order, each rank one task a micro-step."""
     loads, following = np.zeros(terms.bounds.ranks), np.zeros(terms.bounds.ranks, dtype=int)
-    found = []
+    found: list[tuple[int, int]] = []
+    waits: dict[tuple[int, int], float] = {}
     for task in tasks:
         starts = neighbours(task.ranks, terms)
         windows = np.lib.stride_tricks.sliding_window_view(loads, task.ranks)[starts].max(axis=1)
         first = int(starts[int(np.argmin(windows))])
         here = slice(first, first + task.ranks)
-        step = int(following[here].max())
+        step, begun = int(following[here].max()), loads[here].max()
+        waits |= {
+            (rank, step): float(begun - loads[rank]) for rank in range(here.start, here.stop) if loads[rank] < begun
+        }
         loads[here], following[here] = loads[here].max() + task.seconds, step + 1
         found.append((first, step))
-    return found
+    return Ganged(found, loads, following, waits)
 
 
 def _in_rounds(tasks: Sequence[Task], terms: Terms) -> list[tuple[int, int]]:

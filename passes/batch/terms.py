@@ -10,19 +10,16 @@ from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log
+from typing import Protocol
 
 from fourfold.costmodel.kernel import attention_time
 from fourfold.hardware.topology import Machine
 from fourfold.ir.batch_rules import Bounds
-from fourfold.ir.graph import Block, Node
 from fourfold.ir.mesh import Mesh
-from fourfold.ir.plan import Plan, Sharing
-from fourfold.passes.load import Load
-from fourfold.passes.price import Priced, priced, seconds_of
-from fourfold.passes.seconds import Seconds
+from fourfold.ir.plan import Sharing
+from fourfold.passes.routing import OWN_PORT, Routing
 from fourfold.passes.shared import RATES, Shared
 from fourfold.passes.tables import Heads
-from fourfold.passes.work import work
 
 SHARING = ("ring", "gather_kv", "ulysses")
 """Methods that a group of any number of ranks may use; the last for no more ranks than there are heads."""
@@ -32,6 +29,13 @@ LEAST = 1e-9
 
 LENGTHS = tuple(2**power for power in range(4, 24))
 """Lengths at which shared attention is looked up; between them time is a power of the length."""
+
+
+class Asked(Protocol):
+    """Seconds of one pass of an attention over documents of `length`, `tokens` in all."""
+
+    def __call__(self, heads: Heads, /, *, length: int, tokens: float, backward: bool) -> float:
+        """The seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,10 @@ class Terms:
 
     fixed, linear: seconds of a micro-step, and of each token in it, on a rank, attention left out; forward, backward
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
-    many lie in one node. forward: the share of a micro-step that is a first forward.
+    many lie in one node. routing: over which ports rings send between nodes; the engine's ranks send over their own.
+    forward: the share of a micro-step that is a first forward. kept: bytes that a token keeps for its backward. host:
+    bytes a second to the host's memory. stages: ranks of a line of pipeline stages, of which the slowest runs the share
+    `slowest` of a micro-step.
     """
 
     machine: Machine
@@ -61,23 +68,55 @@ class Terms:
     once: float
     layers: tuple[Layer, ...]
     travel: str
+    routing: Routing = OWN_PORT
     forward: float = 1 / 3
-    _known: dict[tuple[str, int, int], float] = field(default_factory=dict, repr=False)
-    _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, repr=False)
+    kept: float = 0.0
+    host: float = 0.0
+    stages: int = 1
+    slowest: float = 1.0
+    _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, init=False, repr=False)
+    _least: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _sent: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
-        return sum(layer.calls * self._alone(layer, length) for layer in self.layers)
+        key = ("whole", 1, length)
+        if key not in self._known:
+            self._known[key] = sum(layer.calls * self._alone(layer, length) for layer in self.layers)
+        return self._known[key]
+
+    @cached_property
+    def attends(self) -> float:
+        """The share of attention that is a first forward, in a document that fills a rank."""
+        length = self.bounds.capacity
+        first = sum(layer.calls * self._passes(layer, length)[0] for layer in self.layers)
+        return first / max(LEAST, self.alone(length))
+
+    def exposed(self, share: float, tokens: int, seconds: float) -> float:
+        """Seconds by which a micro-step of `seconds` waits for a share of what it keeps to go to the host, and back."""
+        if not share:
+            return 0.0
+        copying, first = share * tokens * self.kept / self.host, self.forward * seconds
+        return max(0.0, copying - first) + max(0.0, copying - (seconds - first))
 
     def shared(self, length: int, ranks: int, method: str) -> float:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
         if ranks == 1:
             return self.alone(length)
-        at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
-        low, high = LENGTHS[at - 1], LENGTHS[at]
+        low, high, share = _around(length)
         first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
-        share = log(length / low) / log(high / low)
         return exp(log(first) + share * (log(second) - log(first)))
+
+    def waits(self, length: int, ranks: int, method: str) -> float:
+        """Those seconds of `shared` in which a rank waits for messages and computes nothing of this document."""
+        if ranks == 1:
+            return 0.0
+        low, high, share = _around(length)
+        first, second = self._waited(method, ranks, low), self._waited(method, ranks, high)
+        part = first + share * (second - first)
+        return min(1.0, max(0.0, part)) * self.shared(length, ranks, method)
 
     def fastest(self, length: int, ranks: int) -> tuple[float, str]:
         """Seconds of attention over one document on `ranks` neighbours, and the method that takes the least."""
@@ -88,8 +127,20 @@ class Terms:
     def _fastest(self, length: int, ranks: int) -> tuple[float, str]:
         if ranks == 1:
             return self.alone(length), "whole"
-        methods = SHARING if ranks <= self.bounds.heads else SHARING[:-1]
-        return min((self.shared(length, ranks, method), method) for method in methods)
+        return min((self.shared(length, ranks, method), method) for method in self.methods(ranks))
+
+    def least(self, length: int, ranks: int) -> float:
+        """Seconds of `fastest` where other documents fill all waits, by the method that then takes the least."""
+        if (length, ranks) not in self._least:
+            ways = ["whole"] if ranks == 1 else self.methods(ranks)
+            self._least[length, ranks] = min(
+                self.shared(length, ranks, way) - self.waits(length, ranks, way) for way in ways
+            )
+        return self._least[length, ranks]
+
+    def methods(self, ranks: int) -> tuple[str, ...]:
+        """By which so many ranks may share."""
+        return SHARING if ranks <= self.bounds.heads else SHARING[:-1]
 
     def task(self, length: int, ranks: int) -> float:
         """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
@@ -102,92 +153,60 @@ class Terms:
             self._known[key] = max(found, LEAST)
         return self._known[key]
 
-    def _shared(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+    def _waited(self, method: str, ranks: int, length: int) -> float:
+        """The share of `_looked_up` in which messages are waited for."""
+        key = (method, ranks, length)
+        if key not in self._waits:
+            computed = sum(layer.calls * self._computed(layer, *key) for layer in self.layers)
+            self._waits[key] = max(0.0, 1.0 - computed / self._looked_up(*key))
+        return self._waits[key]
+
+    def travelled(self, length: int, ranks: int, method: str) -> float:
+        """Seconds of one document's messages, one after the other, where others like it fill so many neighbours."""
+        key = (method, ranks, length)
+        if key not in self._sent:
+            seconds = self.group(method, ranks).travelled
+            self._sent[key] = sum(layer.calls * self._of_both(seconds, layer, ranks, length) for layer in self.layers)
+        return self._sent[key]
+
+    def group(self, method: str, ranks: int) -> Shared:
+        """So many neighbours that share by this method."""
         sharing = Sharing("ulysses", "contiguous", ranks) if method == "ulysses" else Sharing(method, "zigzag")
-        group = Shared(self.machine, Mesh(tp=self.tensor, sp=ranks), replace(sharing, travel=self.travel))
+        mesh = Mesh(tp=self.tensor, sp=ranks)
+        return Shared(self.machine, mesh, replace(sharing, travel=self.travel), self.routing)
+
+    def _computed(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+        return self._of_both(self.group(method, ranks).computed, layer, ranks, length)
+
+    def _shared(self, layer: Layer, method: str, ranks: int, length: int) -> float:
+        return self._of_both(self.group(method, ranks).seconds, layer, ranks, length)
+
+    def _of_both(self, seconds: Asked, layer: Layer, ranks: int, length: int) -> float:
+        """One document's part of the seconds of all forwards and the backward of as many as fill the ranks."""
         many = max(1, ranks * self.bounds.capacity // length)
         forward, backward = (
-            group.seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
+            seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
         )
         return (layer.forwards * forward + backward) / many
 
     def _alone(self, layer: Layer, length: int) -> float:
+        forward, backward = self._passes(layer, length)
+        return layer.forwards * forward + backward
+
+    def _passes(self, layer: Layer, length: int) -> tuple[float, float]:
+        """Seconds of one forward and one backward over a document on one rank, launches left out."""
         heads, device = layer.heads, self.machine.device
         pairs = length * (length + 1) / 2 if heads.causal else float(length) * length
-        flops = 4.0 * heads.heads * heads.width * pairs
-        total = 0.0
-        for times, backward, fit in (
-            (layer.forwards, False, device.attention_forward),
-            (1.0, True, device.attention_backward),
-        ):
-            time = attention_time(
-                flops, length, backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=heads.width
-            )
-            total += times * (time - fit.overhead)
-        return total
+        flops, dtype = 4.0 * heads.heads * heads.width * pairs, RATES[heads.dtype]
+        forward, backward = (
+            attention_time(flops, length, backward=b, dtype=dtype, device=device, head_dim=heads.width)
+            for b in (False, True)
+        )
+        return forward - device.attention_forward.overhead, backward - device.attention_backward.overhead
 
 
-@dataclass(frozen=True)
-class Rank:
-    """One rank of a static plan as its micro-steps see it."""
-
-    plan: Plan
-    priced: Priced
-
-    def micro_step(self, tokens: int) -> float:
-        """Seconds of all calls for so many tokens, attention left out but for its launches."""
-        load = Load(tokens, 0.0, 1.0, tokens)
-        seconds = replace(self.seconds, load=load, shared=None)
-        found = {name: work(laid, seconds) for name, laid in self.priced.laid.blocks.items()}
-        priced = replace(self.priced, work=found, known={})
-        return sum(call.path for call in priced.calls)
-
-    @property
-    def forward(self) -> float:
-        """The share of all calls that is a first forward."""
-        calls = self.priced.calls
-        return sum(c.compute.forward + c.tensor.forward for c in calls) / sum(c.path for c in calls)
-
-    @cached_property
-    def seconds(self) -> Seconds:
-        """Prices of its ops."""
-        return seconds_of(replace(self.plan, mesh=replace(self.plan.mesh, sp=1)), self.priced.machine)
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """Its attentions, alike ones together."""
-        found: dict[tuple[Heads, float], int] = {}
-        for call, mode in zip(self.plan.graph.calls, self.priced.modes, strict=True):
-            block = self.plan.graph.blocks[call.block]
-            for node in block.nodes:
-                if node.op == "attention":
-                    key = self._heads(node, block), 2.0 if mode == "full" else 1.0
-                    found[key] = found.get(key, 0) + 1
-        return tuple(Layer(heads, calls, forwards) for (heads, forwards), calls in found.items())
-
-    def _heads(self, node: Node, block: Block) -> Heads:
-        return self.seconds.heads(node, self.plan.mesh.tp, block)
-
-
-def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
-    """The terms of a static plan; its own machine unless another is given. A pipeline counts as one rank as long."""
-    machine = machine or Machine.from_snapshot(plan.machine)
-    whole = priced(plan, machine)
-    rank = Rank(plan, whole)
-    few, many = plan.bucket, max(2 * plan.bucket, plan.capacity)
-    first, second = rank.micro_step(few), rank.micro_step(many)
-    linear = max(0.0, (second - first) / (many - few))
-    layers = rank.layers
-    pool = plan.mesh.group("pool")
-    return Terms(
-        machine=machine,
-        bounds=Bounds(plan.mesh.pool, plan.capacity, plan.zero, min(layer.heads.heads for layer in layers)),
-        tensor=plan.mesh.tp,
-        node=sum(one < machine.node_size for one in pool),
-        fixed=max(0.0, first - linear * few),
-        linear=linear,
-        once=whole.optimizer + whole.talk + whole.step.exposed,
-        layers=layers,
-        travel=plan.sharing.travel,
-        forward=rank.forward,
-    )
+def _around(length: int) -> tuple[int, int, float]:
+    """The two lengths of the grid around this one, and how far it lies between them, in powers."""
+    at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
+    low, high = LENGTHS[at - 1], LENGTHS[at]
+    return low, high, log(length / low) / log(high / low)

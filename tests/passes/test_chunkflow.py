@@ -134,10 +134,10 @@ def test_a_forward_that_runs_twice_costs_its_share(zero: int) -> None:
     batch, priced = BatchPlan("by hand", (200, 50), 2, 100, pieces, retained=1), terms(2, 100, zero, 0.0)
     kept = timed(replace(batch, retained=2), priced)
     dropped = timed(batch, priced)
-    first = priced.fixed + 100 * priced.linear + priced.alone(100)
-    beside = priced.fixed + 50 * priced.linear + priced.alone(50)
-    assert dropped.seconds == pytest.approx(kept.seconds + 0.25 * first)
-    assert dropped.busy[1] == pytest.approx(beside * (1.25 if zero == 3 else 1.0))
+    again = 0.25 * (priced.fixed + 100 * priced.linear) + priced.attends * priced.alone(100)
+    attended, regions, more = priced.alone(50), priced.fixed + 50 * priced.linear, float(zero == 3)
+    assert dropped.seconds == pytest.approx(kept.seconds + again)
+    assert dropped.busy[1] == pytest.approx(attended * (1 + priced.attends * more) + regions * (1 + 0.25 * more))
 
 
 def test_keys_that_leave_no_room_are_refused_with_a_capacity_that_does() -> None:

@@ -160,7 +160,7 @@ def test_long_sequences_get_wide_groups_and_short_ones_narrow() -> None:
     wide = {len(piece.ranks) for piece in batch.pieces if piece.sequence == 0}
     narrow = {len(piece.ranks) for piece in batch.pieces if piece.sequence}
     assert min(wide) >= 8 and min(narrow) == 1
-    assert str(batch) == str(flexsp(lengths, replace(given_terms, _known={}, _best={})))
+    assert str(batch) == str(flexsp(lengths, replace(given_terms)))
 
 
 def test_the_search_prices_as_plans_are_priced() -> None:

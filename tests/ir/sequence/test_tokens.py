@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
 from fourfold.ir.sequence.route import counted, route
-from fourfold.ir.sequence.tokens import LAYOUTS, Shard, joined, laid, ordered, shard
+from fourfold.ir.sequence.tokens import LAYOUTS, Shard, joined, laid, ordered, shard, zigzag_tokens
 from fourfold.ir.sequence.ulysses import split_heads
 
 Token = tuple[int, int]
@@ -51,6 +51,12 @@ def test_a_layout_holds_every_token_once(layout: str, lengths: tuple[int, ...], 
     # Zigzag deals 2n chunks in turn, striping turns by document; cutting a shard on adds one.
     most = {"contiguous": 1, "zigzag": 2, "striped": len(lengths)}[layout] + (inner > 1)
     assert max(one.tokens for one in found) - min(one.tokens for one in found) <= most
+
+
+@given(lengths=LENGTHS, n=st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_tokens_of_a_zigzag_are_those_of_its_shards(lengths: tuple[int, ...], n: int) -> None:
+    assert zigzag_tokens(lengths, n) == [one.tokens for one in laid("zigzag", lengths, n)]
 
 
 @given(shards())

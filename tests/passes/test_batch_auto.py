@@ -1,0 +1,72 @@
+"""auto: its grid is what `timed` prices, its solver finds what trying all finds, and nothing is faster."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fourfold.hardware import load
+from fourfold.ir.batch_rules import Bounds, complaints
+from fourfold.passes.batch import POLICIES, SINGLE
+from fourfold.passes.batch.auto import auto, read
+from fourfold.passes.batch.auto_grid import Choice, Grid, option, widest
+from fourfold.passes.batch.auto_polish import polish
+from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.terms import Layer, Terms
+from fourfold.passes.batch.timing import timed
+from fourfold.passes.tables import Heads
+
+LENGTHS = [64 + 37 * i % 900 for i in range(120)] + [20000, 9000, 6000, 5000]
+
+
+def terms(ranks: int, capacity: int, zero: int) -> Terms:
+    """A small model on a pool of eight-rank nodes."""
+    layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
+    return Terms(load("dgx-h200:2"), Bounds(ranks, capacity, zero, 8), 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32")
+
+
+@pytest.mark.parametrize("zero", (1, 3))
+def test_a_placement_is_timed_as_its_grid_says_and_found_again(zero: int) -> None:
+    given = terms(16, 4096, zero)
+    batch = auto(LENGTHS, given)
+    assert complaints(batch, given.bounds) == ()
+    grid = read(batch, given, bound(LENGTHS, given))
+    assert grid is not None
+    assert grid.makespan == pytest.approx(timed(batch, given).seconds - given.once, rel=1e-3)
+    assert auto(LENGTHS, given) == batch
+    assert len({len(piece.ranks) for piece in batch.pieces}) > 1
+
+
+@pytest.mark.parametrize("zero", (0, 1, 2, 3))
+def test_nothing_is_faster_than_auto(zero: int) -> None:
+    given = terms(16, 4096, zero)
+    mine = timed(POLICIES["auto"](LENGTHS, given), given).seconds
+    others = [timed(SINGLE[name](LENGTHS, given), given).seconds for name in SINGLE if name != "pack"]
+    assert mine < min(others)
+    assert mine <= timed(auto(LENGTHS, given, gap=0.5), given).seconds
+
+
+@pytest.mark.parametrize("zero", (1, 3))
+def test_a_core_is_solved_as_by_trying_all(zero: int) -> None:
+    lengths, given = (700, 610, 520, 430, 340, 250, 160), terms(3, 4096, zero)
+    grid = Grid(Choice(lengths, given, 1.0), 1)
+    for i, n in enumerate(lengths):
+        grid.place(i, 0, i if i < 3 else 0, option(n, 1, given))
+    work = [given.task(n, 1) for n in lengths]
+    best = min(
+        max(given.fixed + sum(w for w, r in zip(work, where, strict=True) if r == rank) for rank in range(3))
+        for where in product(range(3), repeat=len(lengths))
+        if set(where) == {0, 1, 2}
+    )
+    polish(grid, goal=0.0)
+    assert grid.makespan == pytest.approx(best, rel=2e-3)
+    assert sorted(grid.first.tolist()) != [0] * 7
+
+
+def test_the_largest_of_neighbours_by_doubling_is_that_of_windows() -> None:
+    values = np.random.default_rng(0).random((3, 20))
+    for n in range(1, 21):
+        windows = np.lib.stride_tricks.sliding_window_view(values, n, axis=1).max(axis=2)
+        assert np.array_equal(widest(values, n), windows)

@@ -1,0 +1,129 @@
+"""Prices of batch plans: as an obvious version has them, part by part, and never below the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fourfold.hardware import load
+from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
+from fourfold.ir.batch_rules import Bounds, complaints
+from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.clock import attention
+from fourfold.passes.batch.exchange import exchanged
+from fourfold.passes.batch.terms import Layer, Terms
+from fourfold.passes.batch.timing import timed
+from fourfold.passes.tables import Heads
+
+
+@cache
+def terms(ranks: int = 4, zero: int = 1, **more: float) -> Terms:
+    """A small model whose host link is fast."""
+    layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
+    bounds = Bounds(ranks, 1024, zero, 8, state=0.1, spare=0.5)
+    given: Mapping[str, float] = {"forward": 0.3, "kept": 1e4, "host": 5e10, **more}
+    return Terms(load("dgx-h200:2"), bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **given)  # type: ignore[arg-type]
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> tuple[BatchPlan, int]:
+    """Sequences on any ranks in any order, whole or in chunks, by any method that may; and a ZeRO stage."""
+    ranks, pieces, lengths = draw(st.integers(1, 8)), [], []
+    for i in range(draw(st.integers(1, 6))):
+        length, n = draw(st.integers(1, 3000)), draw(st.integers(1, ranks))
+        first = draw(st.integers(0, ranks - n))
+        method = "whole" if n == 1 else draw(st.sampled_from(("ring", "gather_kv", "ulysses")))
+        cuts = (
+            sorted({0, length, *draw(st.lists(st.integers(1, length), max_size=2))})
+            if method != "ulysses"
+            else [0, length]
+        )
+        steps = sorted(draw(st.sets(st.integers(0, 9), min_size=len(cuts) - 1, max_size=len(cuts) - 1)))
+        where = tuple(range(first, first + n))
+        pieces += [Piece(i, a, b, s, where, method) for a, b, s in zip(cuts, cuts[1:], steps, strict=False)]
+        lengths.append(length)
+    retained = draw(st.integers(1, 3))
+    return BatchPlan("any", tuple(lengths), ranks, 1024, tuple(pieces), retained), draw(st.sampled_from((1, 3)))
+
+
+def obvious(batch: BatchPlan, given: Terms) -> float:
+    """Clocks of ranks in plain loops; chunks that run again left out."""
+    clock = [0.0] * batch.ranks
+    for step in range(batch.micro_steps):
+        teams = [team for team in batch.teams if team.micro_step == step]
+        own = [
+            given.fixed + given.linear * batch.held[r, step] if (r, step) in batch.held else 0.0
+            for r in range(batch.ranks)
+        ]
+        for rank in range(batch.ranks):
+            mine = [(team, *attention(team, given)) for team in teams if rank in team.ranks]
+            whole = [team.pieces[0].tokens == batch.lengths[team.pieces[0].sequence] for team, _, _ in mine]
+            filled = sum(waits for (_, _, waits), is_whole in zip(mine, whole, strict=True) if is_whole)
+            alone = sum(seconds for team, seconds, _ in mine if len(team.ranks) == 1)
+            own[rank] += sum(seconds for _, seconds, _ in mine) - min(filled, alone)
+        together = [{rank} for rank in range(batch.ranks)]
+        for team in teams:
+            touched = [one for one in together if one & set(team.ranks)]
+            together = [one for one in together if one not in touched] + [set().union(*touched)]
+        for ranks in [set(range(batch.ranks))] if given.bounds.zero > 1 else together:
+            end = max(clock[r] for r in ranks) + max(own[r] for r in ranks)
+            for rank in ranks:
+                clock[rank] = end
+    return given.once + max(clock)
+
+
+@settings(max_examples=60, deadline=None)
+@given(placements())
+def test_time_is_that_of_plain_clocks_and_never_below_the_bound(case: tuple[BatchPlan, int]) -> None:
+    batch, zero = case
+    given_terms = terms(batch.ranks, zero)
+    kept = replace(batch, retained=9)
+    assert timed(kept, given_terms).seconds == pytest.approx(obvious(kept, given_terms))
+    assume(not complaints(batch, given_terms.bounds))
+    timing = timed(batch, given_terms)
+    assert timing.seconds >= timing.bound * (1 - 1e-9)
+
+
+PAIR = BatchPlan("by hand", (900, 500), 4, 1024, (Piece(0, 0, 900, 0, (0,)), Piece(1, 0, 500, 0, (1,))))
+
+
+def test_dropped_chunks_run_forward_again() -> None:
+    chunks = tuple(Piece(0, a, a + 300, a // 300, (0,)) for a in (0, 300, 600))
+    batch, given_terms = BatchPlan("by hand", (900,), 4, 1024, chunks, retained=3), terms()
+    attended = given_terms.alone(300), given_terms.alone(600)
+    once = given_terms.attends * attended[0] + 0.3 * (given_terms.fixed + 300e-6)
+    twice = given_terms.attends * attended[1] + 0.3 * (2 * given_terms.fixed + 600e-6)
+    whole = timed(batch, given_terms).seconds
+    assert timed(replace(batch, retained=2), given_terms).seconds - whole == pytest.approx(once)
+    assert timed(replace(batch, retained=1), given_terms).seconds - whole == pytest.approx(twice)
+    assert 0.1 < given_terms.attends < 0.5
+
+
+def test_what_goes_to_the_host_is_free_as_long_as_compute_hides_it() -> None:
+    batch = replace(PAIR, offloads=(Offload(0, 0, 0.5),))
+    slow = terms(host=0.5 * 900 * 1e4 / 1e-3)
+    own = timed(PAIR, slow).busy[0]
+    assert timed(batch, terms()).seconds == timed(PAIR, terms()).seconds
+    assert timed(batch, slow).busy[0] == pytest.approx(own + (1e-3 - 0.3 * own) + max(0.0, 1e-3 - 0.7 * own))
+    assert bound((900,) * 40, slow, offloaded=True) < bound((900,) * 40, slow)
+
+
+def test_ranks_that_move_tokens_wait_around_each_attention() -> None:
+    moved, given_terms = replace(PAIR, moves=(Move(0, 0, 1, 200),)), terms()
+    seconds = given_terms.alone(900) + given_terms.fixed + 700e-6 + exchanged(moved.moves, given_terms)[0]
+    assert timed(moved, given_terms).seconds == pytest.approx(given_terms.once + seconds)
+
+
+@pytest.mark.parametrize("zero", (1, 3))
+def test_a_line_of_stages_fills_and_drains_once(zero: int) -> None:
+    batch = BatchPlan("by hand", (500,) * 6, 2, 1024, tuple(Piece(i, 0, 500, i // 2, (i % 2,)) for i in range(6)))
+    given_terms = terms(2, zero, stages=4, slowest=0.3)
+    each = given_terms.fixed + 500e-6 + given_terms.alone(500)
+    assert timed(batch, given_terms).seconds == pytest.approx(given_terms.once + 0.3 * (3 + 3) * each)
+    alone = bound(batch.lengths, terms(2, zero))
+    assert bound(batch.lengths, given_terms) >= 0.3 * (alone + 3 * given_terms.fixed) * (1 - 1e-9)
