@@ -190,8 +190,9 @@ class Executor:
         if action.kind == "RECV_F":
             buffers = self.worker.expected(action.stage, action.micro_step)
         else:
-            given = _chosen(self.held[action.stage, action.micro_step].given, self.worker.crosses(action.stage))
-            buffers = tuple(x.new_empty(x.shape) for x in given)
+            # Of what the next stage took: this one's own may have been dropped, and its forward come again later.
+            given = self.worker.expected(action.peer, action.micro_step)
+            buffers = _chosen(given, self.worker.crosses(action.stage))
         works = self._posted(dist.irecv, buffers, peer)
         self.arriving[action.kind[-1], action.stage, action.micro_step] = (works, buffers)
 

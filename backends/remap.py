@@ -49,7 +49,7 @@ class Remap:
         self, tensors: Sequence[Tensor], rows: int, leaving: tuple[Share, ...], coming: tuple[Share, ...]
     ) -> tuple[Tensor, ...]:
         """The last rows, as `leaving` says, go; `coming` stand last in what stays. One message a pair of ranks."""
-        widths = [x[0].numel() for x in tensors]
+        widths = [x.shape[1:].numel() for x in tensors]
         stay = rows - sum(tokens for _, tokens in leaving)
         sends, at = [], stay
         for peer, tokens in leaving:

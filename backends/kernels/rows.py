@@ -18,5 +18,5 @@ def gathered(rows: Sequence[Tensor]) -> Tensor:
 
 def scattered(message_NW: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The rows of each tensor, shaped as rows of `like`: views of the message."""
-    parts = message_NW.split([x[0].numel() for x in like], 1)  # type: ignore[no-untyped-call]
+    parts = message_NW.split([x.shape[1:].numel() for x in like], 1)  # type: ignore[no-untyped-call]
     return tuple(part.unflatten(1, x.shape[1:]) for part, x in zip(parts, like, strict=True))

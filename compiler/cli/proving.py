@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fourfold.ir.plan import Plan
 
 DTYPES = {"fp32": "float32", "fp64": "float64"}
+AXES = ("pp", "dp", "sp", "tp")
 RANKS, LENGTH, SEQUENCES = 4, 64, 16
 
 
@@ -36,6 +37,9 @@ def verify(
         str, typer.Option("--precision", metavar="P", help="fp32 (to 1e-4) or fp64 (to 1e-9).")
     ] = "fp32",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of AdamW.")] = 3,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="Place the batch by this policy, as for `batch`.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Prove a plan: loss, gradients, updates on processes here against the plain module. Exit code 13 if not."""
@@ -51,7 +55,7 @@ def verify(
     )
     from fourfold.compiler.verify import verify as prove
 
-    report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8)
+    report = prove(module, chosen, dtype=DTYPES[numbers], steps=steps, ranks=processes or 8, policy=policy)
     if as_json:
         dump(report.plain())
     else:

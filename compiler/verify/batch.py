@@ -27,6 +27,16 @@ def ragged(*, vocabulary: int, pool: int, micro_steps: int, longest: int | None)
     return [_document(i, n, vocabulary, i in hidden, generator) for i, n in enumerate(lengths)], capacity
 
 
+def unplaced(*, vocabulary: int, pool: int, longest: int | None) -> list[dict[str, Tensor]]:
+    """The batch where a policy is to say what `pool` ranks run of it, the same for all policies.
+
+    Every fifth document, a long one among them, has no supervised token; the longest, which are shared or cut, have.
+    """
+    generator = torch.Generator().manual_seed(7)
+    lengths = _lengths(pool, longest)
+    return [_document(i, n, vocabulary, i % 5 == 4, generator) for i, n in enumerate(lengths)]
+
+
 def _lengths(bins: int, longest: int | None) -> list[int]:
     most = min(max(LENGTHS), longest or max(LENGTHS))
     wanted = [LENGTHS[i % len(LENGTHS)] + i // len(LENGTHS) for i in range(2 * bins + 2)]

@@ -19,6 +19,7 @@ from fourfold.compiler.api import plan_of
 from fourfold.compiler.capture import capture
 from fourfold.compiler.verify import batch as batches
 from fourfold.compiler.verify.judge import judged
+from fourfold.compiler.verify.placement import placed, told
 from fourfold.compiler.verify.plain import Course, Passed, Sequences, reference
 from fourfold.compiler.verify.rank import Job, run_rank
 from fourfold.compiler.verify.reduced import SMALL, built, reduced
@@ -26,21 +27,23 @@ from fourfold.compiler.verify.refit import PRECISIONS, refitted, smaller
 from fourfold.compiler.verify.report import Report
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.answer import Answer
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph
+from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
+from fourfold.passes.batch import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is verified: the model made small, its graph, the plan refitted to it, the batch, and what was changed.
-
-    `exact` is the dtype whose limit holds.
-    """
+    """What is verified: the model made small, its graph, the plan refitted to it, the batch, where a policy has it run,
+    and what was changed. `exact` is the dtype whose limit holds."""
 
     model: nn.Module
     graph: Graph
     plan: Plan
     batch: Sequences
+    placed: BatchPlan | None
     notes: tuple[str, ...]
     exact: str
 
@@ -56,22 +59,24 @@ def verify(
     small: int = SMALL,
     timeout: float = 600.0,
     start: str | None = None,
+    policy: str | Policy | None = None,
 ) -> Report:
     """The report of `plan` run on gloo processes of this machine, beside the plain module on the same ragged batch.
 
     Compared in `dtype` ("float32" to 1e-4, "float64" to 1e-9): the loss, every gradient, the global norm, one step of
     SGD and `steps` of AdamW with clipping; exactly: bytes a rank holds, and collectives on the tensor axis. A model
     function gets `overrides`; a model of more than `small` parameters is cut to two blocks; a plan for more than
-    `ranks` ranks is verified on fewer. Raises UsageError when the plan is for another model, RunError when a process
-    dies or `timeout` seconds pass.
+    `ranks` ranks is verified on fewer. policy: who places the batch on the pool, by name or a function as in
+    passes.batch.POLICIES; None deals it to the plan's fixed groups. Raises UsageError when the plan is for another
+    model, RunError when a process dies or `timeout` seconds pass, InfeasibleError for what the policy cannot place.
     """
     begun = time.monotonic()
-    case = prepared(built(model, overrides or {}), plan_of(plan), dtype=dtype, ranks=ranks, small=small)
+    case = prepared(built(model, overrides or {}), plan_of(plan), dtype=dtype, ranks=ranks, small=small, policy=policy)
     with tempfile.TemporaryDirectory(prefix="fourfold-verify-") as folder:
         path = Path(folder) / "reference.pt"
         plainly = partial(_plainly, case.model, case.batch, path, dtype, steps)
         ((course, passed),) = processes.run(plainly, 1, timeout=timeout, start=start)
-        job = Job(case.model, case.plan, case.graph, case.batch, course, path)
+        job = Job(case.model, case.plan, case.graph, case.batch, course, path, case.placed)
         found = processes.run(partial(run_rank, job), case.plan.mesh.ranks, timeout=timeout, start=start)
     checks = judged(job, passed, found, case.exact)
     return Report(
@@ -80,14 +85,23 @@ def verify(
         ranks=case.plan.mesh.ranks,
         dtype=dtype,
         lengths=tuple(len(item["tokens"]) for item in case.batch),
-        micro_steps=job.micro_steps(0),
+        micro_steps=job.micro_steps,
         checks=checks,
         seconds=time.monotonic() - begun,
         notes=case.notes,
+        placed=None if case.placed is None else told(case.placed),
     )
 
 
-def prepared(model: nn.Module, plan: Plan, *, dtype: str, ranks: int = 8, small: int = SMALL) -> Case:
+def prepared(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    dtype: str,
+    ranks: int = 8,
+    small: int = SMALL,
+    policy: str | Policy | None = None,
+) -> Case:
     """Everything the processes need, from the plan and the model as given."""
     if dtype not in PRECISIONS:
         raise UsageError(f"verify runs in {' or '.join(PRECISIONS)}, not in {dtype}")
@@ -97,14 +111,18 @@ def prepared(model: nn.Module, plan: Plan, *, dtype: str, ranks: int = 8, small:
     graph, silent = _captured(least, getattr(torch, dtype))
     limits = limits_of(graph)
     vocabulary = min(n for n in (limits.tokens, limits.labels) if n is not None)
-    micro_steps = min(plan.micro_steps, 2)
-    batch, capacity = batches.ragged(
-        vocabulary=vocabulary, pool=mesh.dp, micro_steps=micro_steps, longest=limits.positions
-    )
+    batch, capacity = _batch(plan, mesh, vocabulary, limits.positions, dealt=policy is None)
     lengths = tuple(len(item["tokens"]) for item in batch)
-    fitted = refitted(plan, graph, dtype=dtype, mesh=mesh, capacity=-(-capacity // mesh.sp), lengths=lengths)
+
+    def fitted(capacity: int) -> Plan:
+        return refitted(plan, graph, dtype=dtype, mesh=mesh, capacity=capacity, lengths=lengths)
+
     exact, coarse = _exact(graph, dtype)
-    return Case(least, graph, fitted, batch, tuple(note for note in (done, fewer, silent, coarse) if note), exact)
+    notes = tuple(note for note in (done, fewer, silent, coarse) if note)
+    if policy is None:
+        return Case(least, graph, fitted(-(-capacity // mesh.sp)), batch, None, notes, exact)
+    there, made, refused = placed(policy, lengths, fitted)
+    return Case(least, graph, there, batch, made, (*notes, *refused), exact)
 
 
 def _exact(graph: Graph, dtype: str) -> tuple[str, str]:
@@ -120,6 +138,14 @@ def _exact(graph: Graph, dtype: str) -> tuple[str, str]:
                 where = ".".join(part for part in (block.name, node.module) if part)
                 return "float32", f"{where} computes in float32 whatever the dtype: held to the limit of float32"
     return dtype, ""
+
+
+def _batch(plan: Plan, mesh: Mesh, vocabulary: int, longest: int | None, *, dealt: bool) -> tuple[Sequences, int]:
+    """The batch, and how many tokens a group of ranks holds of what is dealt to it."""
+    if not dealt:
+        return batches.unplaced(vocabulary=vocabulary, pool=mesh.pool, longest=longest), 0
+    steps = min(plan.micro_steps, 2)
+    return batches.ragged(vocabulary=vocabulary, pool=mesh.dp, micro_steps=steps, longest=longest)
 
 
 def _captured(model: nn.Module, dtype: torch.dtype) -> tuple[Graph, str]:

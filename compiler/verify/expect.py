@@ -90,10 +90,16 @@ def cut_share(graph: Graph, states: Mapping[str, State], tp: int) -> float:
 
 
 def expected_collectives(
-    graph: Graph, plan: Plan, blocks: Mapping[str, Lowered], tokens: tuple[int, ...], *, place: int = 0
+    graph: Graph,
+    plan: Plan,
+    blocks: Mapping[str, Lowered],
+    tokens: tuple[int, ...],
+    *,
+    place: int = 0,
+    carried: frozenset[int] = frozenset(),
 ) -> dict[str, int]:
     """Collectives of one step on the tensor axis: `tokens` are those of the micro-steps of one rank, with padding.
-    `place` is that of its stage.
+    `place` is that of its stage; `carried` micro-steps go forward once more before, without the call of the loss.
 
     A recomputed call runs its forward again in backward, all of it (the step is counted with torch's early stop off).
     A parameter whose gradient is partial sums over the axis is summed once for each reduction over the pool.
@@ -102,12 +108,15 @@ def expected_collectives(
         return {}
     found: Counter[str] = Counter()
     own = calls_of(graph, plan, place)
-    for micro in tokens:
+    for step, micro in enumerate(tokens):
         for i in own:
-            call = graph.calls[i]
-            moves = moves_of(blocks[call.block], micro)
-            again = bool(plan.recompute) and plan.recompute[i] != "none" and _replayed(blocks[call.block])
-            found += moves.forward + (moves.forward if again else Counter()) + moves.backward
+            block = blocks[graph.calls[i].block]
+            moves = moves_of(block, micro)
+            again = bool(plan.recompute) and plan.recompute[i] != "none" and _replayed(block)
+            before = step in carried and i + 1 < len(graph.calls)
+            for _ in range(1 + again + before):
+                found += moves.forward
+            found += moves.backward
     reductions = len(tokens) if plan.zero >= 2 else 1
     partial = {graph.calls[i].fqn(name) for i in own for name in blocks[graph.calls[i].block].partial}
     found["all_reduce"] += reductions * len(partial)

@@ -95,7 +95,9 @@ def _traffic(job: Job, found: Sequence[Found]) -> Iterator[Check]:
     own = [own_of(job.graph, job.plan, rank) for rank in range(len(found))]
     if job.plan.mesh.tp > 1:
         want = [
-            expected_collectives(job.graph, job.plan, blocks, tokens, place=job.plan.mesh.place(rank, "pp"))
+            expected_collectives(
+                job.graph, job.plan, blocks, tokens, place=job.plan.mesh.place(rank, "pp"), carried=job.carried(rank)
+            )
             for rank, tokens in enumerate(micro)
         ]
         yield from _exact("collectives", "over tp, ", list(zip(want, (f.traffic for f in found), strict=True)))

@@ -14,18 +14,24 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from fourfold.backends.batching import dealt_turns, padded
 from fourfold.backends.parts import Place, local, part_of, place_of
+from fourfold.backends.placing import Turn, turns
 from fourfold.backends.program import Options, Program
 from fourfold.backends.traffic import Traffic
-from fourfold.compiler.schedules import Scheduled
+from fourfold.compiler.schedules import Scheduled, ordered
 from fourfold.compiler.verify.expect import Bytes
+from fourfold.compiler.verify.placement import Fixed
 from fourfold.compiler.verify.plain import Course, Passed, Sequences, run_course
+from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All a rank needs: the model (its weights come from the file `path`), the plan for it, the batch, the course."""
+    """All a rank needs: the model (its weights come from the file `path`), the plan for it, the batch, the course.
+
+    placed: where a policy has the batch run; None where it is dealt.
+    """
 
     model: nn.Module
     plan: Plan
@@ -33,16 +39,30 @@ class Job:
     batch: Sequences
     course: Course
     path: Path
+    placed: BatchPlan | None = None
 
-    def micro_steps(self, rank: int) -> int:
-        """How many micro-steps a rank runs."""
-        return len(self.padded_tokens(rank))
+    @property
+    def micro_steps(self) -> int:
+        """How many micro-steps the rank runs that has most."""
+        return max(len(self.padded_tokens(rank)) for rank in range(self.plan.mesh.ranks))
 
     def padded_tokens(self, rank: int) -> tuple[int, ...]:
         """Tokens of each micro-step of a rank, padding included."""
-        lengths = [len(item["tokens"]) for item in self.batch]
-        mine = dealt_turns(lengths, self.plan, self.plan.mesh.place(rank, "pool"))
-        return tuple(padded(turn.most, self.plan.bucket) for turn in mine)
+        return tuple(padded(max(turn.most, turn.run.tokens), self.plan.bucket) for turn in self._turns(rank))
+
+    def carried(self, rank: int) -> frozenset[int]:
+        """Micro-steps that a rank runs forward once more before: chunks whose activations are not kept."""
+        if self.placed is None:
+            return frozenset()
+        mesh = self.plan.mesh
+        line = ordered(self.plan, self.placed, mesh.place(rank, "pool")).lines[mesh.place(rank, "pp")]
+        return frozenset(action.micro_step for action in line if action.kind == "N")
+
+    def _turns(self, rank: int) -> tuple[Turn, ...]:
+        place = self.plan.mesh.place(rank, "pool")
+        if self.placed is not None:
+            return turns(self.placed, place, every=self.plan.zero > 1)
+        return dealt_turns([len(item["tokens"]) for item in self.batch], self.plan, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +161,8 @@ def run_rank(job: Job, rank: int) -> Found:
     """The whole course on this rank. The process group is there already."""
     kept = torch.load(job.path, mmap=True, weights_only=True)
     options = Options(compile=False, device=torch.device("cpu"))
-    program = Program(job.model, job.plan, job.graph, options, Scheduled.of(job.plan))
+    placement = None if job.placed is None else Fixed(job.plan, job.placed)
+    program = Program(job.model, job.plan, job.graph, options, Scheduled.of(job.plan), placement)
     program.copy_from(_filled(job.model, kept["start"]))
     eye = _Eye(program, job.graph, kept)
     first: list[Traffic] = []

@@ -30,8 +30,23 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """What a policy made of the batch: teams of several ranks, pieces that are chunks of a document, moves."""
+
+    policy: str
+    shared: int
+    chunks: int
+    moves: int
+
+    def __str__(self) -> str:
+        counts = ((self.shared, "shared team"), (self.chunks, "chunk"), (self.moves, "move"))
+        words = (f"{n} {word}{'s' * (n != 1)}" for n, word in counts)
+        return f"placed by {self.policy}: {', '.join(words)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """All checks of one plan, and under what they were made."""
+    """All checks of one plan, and under what they were made; `micro_steps` of the rank that has most."""
 
     model: str
     layout: str
@@ -42,6 +57,7 @@ class Report:
     checks: tuple[Check, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    placed: Placed | None = None
 
     @property
     def passed(self) -> bool:
@@ -69,8 +85,10 @@ class Report:
         """Every tensor with its three errors, then the numbers, then the verdict."""
         head = f"{self.model} in {self.dtype} on {self.ranks} {'rank' if self.ranks == 1 else 'ranks'}: {self.layout}"
         lengths = f"{len(self.lengths)} documents of {min(self.lengths)} to {max(self.lengths)} tokens"
-        batch = f"{lengths}, {self.micro_steps} {'micro-step' if self.micro_steps == 1 else 'micro-steps'} a rank"
-        return "\n".join([head, batch, *self.notes, "", *self._tensors(), "", *self._numbers(), "", self.verdict])
+        most = "" if self.placed is None else "up to "
+        batch = f"{lengths}, {most}{self.micro_steps} micro-step{'s' * (self.micro_steps != 1)} a rank"
+        notes = self.notes if self.placed is None else (str(self.placed), *self.notes)
+        return "\n".join([head, batch, *notes, "", *self._tensors(), "", *self._numbers(), "", self.verdict])
 
     @property
     def verdict(self) -> str:

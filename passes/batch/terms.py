@@ -24,6 +24,9 @@ from fourfold.passes.tables import Heads
 SHARING = ("ring", "gather_kv", "ulysses")
 """Methods that a group of any number of ranks may use; the last for no more ranks than there are heads."""
 
+NEAR = 16
+"""Ranks up to which each number of them is looked up; of more, some are, and others lie between."""
+
 LEAST = 1e-9
 """Seconds that no attention is below: documents of fewer tokens than ranks leave some without work."""
 
@@ -105,18 +108,21 @@ class Terms:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
         if ranks == 1:
             return self.alone(length)
+        few, many, more = self._degrees(ranks)
         low, high, share = _around(length)
-        first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
-        return exp(log(first) + share * (log(second) - log(first)))
+        first, second = (self._at(method, n, low, high, share) for n in (few, many))
+        return exp(_between(log(first), log(second), more))
 
     def waits(self, length: int, ranks: int, method: str) -> float:
         """Those seconds of `shared` in which a rank waits for messages and computes nothing of this document."""
         if ranks == 1:
             return 0.0
+        few, many, more = self._degrees(ranks)
         low, high, share = _around(length)
-        first, second = self._waited(method, ranks, low), self._waited(method, ranks, high)
-        part = first + share * (second - first)
-        return min(1.0, max(0.0, part)) * self.shared(length, ranks, method)
+        first, second = (
+            _between(self._waited(method, n, low), self._waited(method, n, high), share) for n in (few, many)
+        )
+        return min(1.0, max(0.0, _between(first, second, more))) * self.shared(length, ranks, method)
 
     def fastest(self, length: int, ranks: int) -> tuple[float, str]:
         """Seconds of attention over one document on `ranks` neighbours, and the method that takes the least."""
@@ -146,6 +152,25 @@ class Terms:
         """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
         return self.linear * length / ranks + self.fastest(length, ranks)[0]
 
+    def _at(self, method: str, ranks: int, low: int, high: int, share: float) -> float:
+        """`shared` at a degree that is looked up: between two lengths, time is a power of the length."""
+        first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
+        return exp(_between(log(first), log(second), share))
+
+    def _degrees(self, ranks: int) -> tuple[int, int, float]:
+        """The degrees looked up around one, and how far it is, by its logarithm, on the way; itself where it is few.
+
+        Of more than NEAR ranks those of the form 2^k and 3 x 2^k are, and those beside the size of a node, where
+        messages begin to cross to another: a recording takes as many steps as there are ranks.
+        """
+        if ranks <= NEAR:
+            return ranks, ranks, 0.0
+        sizes = [size for k in range(ranks.bit_length() + 1) for size in (2**k, 3 * 2**k)]
+        sizes = sorted({*sizes, self.node, self.node + 1, self.bounds.ranks, NEAR})
+        low = max(size for size in sizes if size <= ranks)
+        high = min(size for size in sizes if size >= ranks)
+        return low, high, log(ranks / low) / log(high / low) if high > low else 0.0
+
     def _looked_up(self, method: str, ranks: int, length: int) -> float:
         key = (method, ranks, length)
         if key not in self._known:
@@ -163,6 +188,10 @@ class Terms:
 
     def travelled(self, length: int, ranks: int, method: str) -> float:
         """Seconds of one document's messages, one after the other, where others like it fill so many neighbours."""
+        few, many, more = self._degrees(ranks)
+        return _between(self._travelled(method, few, length), self._travelled(method, many, length), more)
+
+    def _travelled(self, method: str, ranks: int, length: int) -> float:
         key = (method, ranks, length)
         if key not in self._sent:
             seconds = self.group(method, ranks).travelled
@@ -210,3 +239,7 @@ def _around(length: int) -> tuple[int, int, float]:
     at = min(max(1, bisect_left(LENGTHS, length)), len(LENGTHS) - 1)
     low, high = LENGTHS[at - 1], LENGTHS[at]
     return low, high, log(length / low) / log(high / low)
+
+
+def _between(first: float, second: float, share: float) -> float:
+    return first + share * (second - first)

@@ -69,6 +69,18 @@ def test_verify_runs_as_many_ranks_as_the_pinned_degrees_ask_for(pins: tuple[str
     assert ranks_of(values.pins(pins)) == ranks
 
 
+def test_verify_proves_a_placement(fourfold: Command, tiny: str) -> None:
+    """Pins of every axis count as ranks; the policy cuts documents into chunks, which go through both stages."""
+    words = ("--pin", "dp=2", "--pin", "pp=2", "--policy", "chunkflow", "--steps", "1", "--json")
+    said = fourfold("verify", tiny, *words)
+    assert said.code == 0, said.out
+    data = said.data
+    assert data["passed"] and data["ranks"] == 4
+    assert data["placed"]["policy"] == "chunkflow" and data["placed"]["chunks"] > 2
+    unknown = fourfold("verify", tiny, "--pin", "dp=2", "--policy", "fastest")
+    assert unknown.code == 2 and "policy 'fastest' is not known; give one of pack" in unknown.line
+
+
 def test_verify_that_fails_is_13(fourfold: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from fourfold.compiler import verify
 
