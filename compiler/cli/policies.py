@@ -13,6 +13,7 @@ from rich.text import Text
 from fourfold.ir.text import GAP, percent, seconds, size
 
 if TYPE_CHECKING:
+    from fourfold.ir.batch import BatchPlan
     from fourfold.ir.chart import Chart, Look
     from fourfold.ir.plan import Plan
     from fourfold.passes.batch.compare import Compared
@@ -49,10 +50,16 @@ def _rows(found: Sequence[Compared], terms: Terms) -> Iterator[tuple[str, ...]]:
             percent(time.balance),
             size(sent.inside),
             size(sent.between),
-            percent(max(one.batch.run.values()) / one.batch.capacity),
+            percent(room_used(one.batch)),
             str(one.batch.micro_steps),
             seconds(one.solving),
         )
+
+
+def room_used(batch: BatchPlan) -> float:
+    """Of the fullest rank in its fullest micro-step: its tokens, less what waits in the host's memory, of its room."""
+    host = {(one.rank, one.micro_step): one.share for one in batch.offloads}
+    return max(tokens * (1.0 - host.get(key, 0.0)) for key, tokens in batch.run.items()) / batch.capacity
 
 
 def bounds(found: Sequence[Compared], terms: Terms) -> tuple[str, float, float]:
@@ -107,7 +114,7 @@ def as_data(plan: Plan, found: Sequence[Compared], terms: Terms) -> Mapping[str,
             row |= {"step": one.timing.seconds, "bound": one.timing.bound, "gap": one.timing.gap}
             row |= {"balance": one.timing.balance, "micro_steps": one.batch.micro_steps}
             row |= {"sent": {"in_node": sent.inside, "across": sent.between}}
-            row |= {"fullest": fullest, "room_used": fullest / one.batch.capacity, "pieces": len(one.batch.pieces)}
+            row |= {"fullest": fullest, "room_used": room_used(one.batch), "pieces": len(one.batch.pieces)}
         rows.append(row)
     workload = {"sequences": plan.workload.sequences, "tokens": plan.workload.tokens, "longest": plan.workload.longest}
     by, area, longest = bounds(found, terms)

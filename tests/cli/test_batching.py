@@ -91,6 +91,12 @@ def test_wide_figures_stay_within_the_line(golden: Golden) -> None:
     assert max(map(len, written.splitlines()[:-4])) <= 80
 
 
+def test_room_is_what_stays_on_the_device() -> None:
+    pieces = (Piece(0, 0, 90, 0, (0,)), Piece(1, 0, 60, 1, (0,)), Piece(2, 0, 50, 0, (1,)))
+    batch = BatchPlan("by hand", (90, 60, 50), 2, 80, pieces, offloads=(Offload(0, 0, 0.5),))
+    assert policies.room_used(batch) == 60 / 80
+
+
 def by_hand() -> tuple[Sequence[Compared], Terms]:
     """Placements of six sequences on four ranks of two nodes: one with chunks, a remap and offloading."""
     layer = Layer(Heads(32, 8, 128, "bfloat16", causal=True), 32, 2.0)
