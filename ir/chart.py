@@ -39,7 +39,8 @@ KINDS: Mapping[str, Look] = {
 class Bar:
     """Something that ran on one stream of one rank from `start` to `stop`, in seconds.
 
-    `kind` is one of KINDS. `turn` counts the pipeline stages of the rank that come before the one it belongs to.
+    `kind` is one of its chart's looks. `turn` counts the pipeline stages of the rank that come before the one it
+    belongs to.
     """
 
     rank: int
@@ -54,12 +55,16 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The bars of a step that takes `seconds`; `ranks` are the names of those drawn, in order."""
+    """The bars of a step that takes `seconds`; `ranks` are the names of those drawn, in order.
+
+    `looks`: by kind of bar, in the order in which they are explained.
+    """
 
     title: str
     bars: tuple[Bar, ...]
     seconds: float
     ranks: Mapping[int, str] = field(default_factory=dict)
+    looks: Mapping[str, Look] = field(default_factory=lambda: KINDS)
 
     def lanes(self) -> Iterator[tuple[int, str, tuple[Bar, ...]]]:
         """Rank, stream and bars in order of time; the compute stream of each rank first."""
@@ -75,6 +80,12 @@ class Chart:
         """Seconds in which a rank communicates and computes nothing."""
         own = [bar for bar in self.bars if bar.rank == rank]
         return covered(own) - covered([bar for bar in own if computes(bar)])
+
+
+def shown(charts: Sequence[Chart]) -> tuple[Look, ...]:
+    """How the kinds that occur are drawn, each once."""
+    kinds = {bar.kind for chart in charts for bar in chart.bars}
+    return tuple(dict.fromkeys(look for chart in charts for kind, look in chart.looks.items() if kind in kinds))
 
 
 def computes(bar: Bar) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from fourfold.ir.chart import COMPUTE, KINDS, Bar, Chart
+from fourfold.ir.chart import COMPUTE, Bar, Chart, Look, shown
 from fourfold.ir.text import seconds
 
 WIDTH, MARGIN, ROW, THIN, GAP = 1200, 150, 22, 10, 6
@@ -31,8 +31,9 @@ def svg(charts: Sequence[Chart]) -> str:
         lines.append(_text(GAP, top - 8, f"{chart.title}: {seconds(chart.seconds)}", "t"))
         top = _ranks(chart, lines, top=top, scale=scale)
     lines += _axis(total, top, scale)
-    lines += _legend(charts, top + 2 * ROW)
-    height = top + 3 * ROW
+    legend, top = _legend(charts, top + 2 * ROW)
+    lines += legend
+    height = top + ROW
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
     ground = '<rect width="100%" height="100%" fill="#fff"/>'
     return "\n".join([head, f"<style>{STYLE}</style>", ground, *lines, "</svg>", ""])
@@ -49,20 +50,17 @@ def _ranks(chart: Chart, lines: list[str], *, top: int, scale: float) -> int:
         lines.append(_text(GAP, top + height - (7 if main else 1), label or f"  {stream}"))
         if main:
             lines.append(_rect(MARGIN, top, chart.seconds * scale, height, 'class="f"') + "</rect>")
-        lines += [_bar(bar, top, height, scale) for bar in bars]
+        lines += [_bar(bar, chart.looks[bar.kind], top=top, height=height, scale=scale) for bar in bars]
         top += height + 1
     return top
 
 
-def _bar(bar: Bar, top: int, height: int, scale: float) -> str:
+def _bar(bar: Bar, look: Look, *, top: int, height: int, scale: float) -> str:
     left, wide = MARGIN + bar.start * scale, max(0.3, (bar.stop - bar.start) * scale)
     faint = f' fill-opacity="{FAINT}"' if bar.turn % 2 else ""
     edge = ' stroke="#fff" stroke-width="0.6"' if wide > EDGED else ""
     told = escape(f"{bar.name}: {seconds(bar.stop - bar.start)} from {seconds(bar.start)}")
-    drawn = (
-        _rect(left, top, wide, height, f'fill="{KINDS[bar.kind].colour}"{faint}{edge}')
-        + f"<title>{told}</title></rect>"
-    )
+    drawn = _rect(left, top, wide, height, f'fill="{look.colour}"{faint}{edge}') + f"<title>{told}</title></rect>"
     if height < ROW or wide < LETTER * len(bar.name) + 2:
         return drawn
     return drawn + _text(left + 2, top + height - 7, bar.name)
@@ -76,14 +74,18 @@ def _axis(total: float, top: int, scale: float) -> Iterator[str]:
         yield _text(at - (50 if i == TICKS - 1 else 0), top + ROW, seconds(time))
 
 
-def _legend(charts: Sequence[Chart], top: int) -> Iterator[str]:
-    kinds = {bar.kind for chart in charts for bar in chart.bars}
+def _legend(charts: Sequence[Chart], top: int) -> tuple[list[str], int]:
+    """What the colours mean, in as many rows as it takes; where the last row begins."""
+    lines: list[str] = []
     left = MARGIN
-    for kind, look in KINDS.items():
-        if kind in kinds:
-            yield _rect(left, top, 12, 12, f'fill="{look.colour}"') + "</rect>"
-            yield _text(left + 16, top + 10, look.words)
-            left += 32 + int(LETTER * len(look.words))
+    for look in shown(charts):
+        wide = 32 + int(LETTER * len(look.words))
+        if left > MARGIN and left + wide > WIDTH:
+            left, top = MARGIN, top + ROW
+        lines.append(_rect(left, top, 12, 12, f'fill="{look.colour}"') + "</rect>")
+        lines.append(_text(left + 16, top + 10, look.words))
+        left += wide
+    return lines, top
 
 
 def _rect(left: float, top: float, wide: float, height: float, look: str) -> str:

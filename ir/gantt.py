@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from fourfold.ir.chart import COMPUTE, KINDS, Bar, Chart
+from fourfold.ir.chart import COMPUTE, Bar, Chart, Look, shown
 from fourfold.ir.text import GAP, WIDTH, seconds
 
 NUMBERED = ("F", "B", "I", "W")
@@ -26,7 +26,8 @@ def text(charts: Sequence[Chart], width: int = WIDTH) -> list[str]:
     for chart, group in groupby(rows, key=lambda row: row[0]):
         found += [f"{chart.title}: {seconds(chart.seconds)}"] if len(charts) > 1 else []
         for _, label, bars in group:
-            line = _line(bars, column, round(chart.seconds / column), idle=not label.startswith(" "))
+            cells = _cells(bars, column, round(chart.seconds / column), idle=not label.startswith(" "))
+            line = "".join(_run(key, len(list(same)), chart.looks) for key, same in groupby(cells))
             found.append(" " * GAP + label.ljust(margin - GAP) + line.rstrip())
     return [*found, " " * margin + _axis(column * columns, columns), *_legend(charts, width)]
 
@@ -38,8 +39,8 @@ def _rows(chart: Chart) -> Iterator[tuple[str, tuple[Bar, ...]]]:
         yield label, tuple(bar for _, _, bars in lanes for bar in bars)
 
 
-def _line(bars: Iterable[Bar], column: float, columns: int, *, idle: bool) -> str:
-    """One character a column."""
+def _cells(bars: Iterable[Bar], column: float, columns: int, *, idle: bool) -> list[Key | str]:
+    """What stands in each column."""
     shares: list[dict[Key, float]] = [{} for _ in range(columns)]
     for bar in bars:
         key = (bar.kind, bar.turn, bar.micro_step)
@@ -47,8 +48,7 @@ def _line(bars: Iterable[Bar], column: float, columns: int, *, idle: bool) -> st
         for i in range(first, last + 1):
             part = min(bar.stop / column, i + 1) - max(bar.start / column, i)
             shares[i][key] = shares[i].get(key, 0.0) + part
-    cells = [_cell(share, idle=idle) for share in shares]
-    return "".join(_run(key, len(list(same))) for key, same in groupby(cells))
+    return [_cell(share, idle=idle) for share in shares]
 
 
 def _cell(share: dict[Key, float], *, idle: bool) -> Key | str:
@@ -61,11 +61,11 @@ def _cell(share: dict[Key, float], *, idle: bool) -> Key | str:
     return SOME if busy > 1e-6 else " "
 
 
-def _run(key: Key | str, length: int) -> str:
+def _run(key: Key | str, length: int, looks: Mapping[str, Look]) -> str:
     if isinstance(key, str):
         return key * length
     kind, turn, step = key
-    letter = KINDS[kind].letter
+    letter = looks[kind].letter
     if kind not in NUMBERED:
         return letter * length
     # Stages of one rank in turn: large letters, small ones, large ones.
@@ -84,8 +84,8 @@ def _axis(total: float, columns: int) -> str:
 def _legend(charts: Sequence[Chart], width: int) -> list[str]:
     """The letters that occur."""
     bars = [bar for chart in charts for bar in chart.bars]
-    kinds, small = {bar.kind for bar in bars}, any(bar.turn % 2 for bar in bars)
-    words = [f"{look.letter} {look.words}" for kind, look in KINDS.items() if kind in kinds]
+    small = any(bar.turn % 2 for bar in bars)
+    words = [f"{look.letter} {look.words}" for look in shown(charts)]
     words += ["small letters: every second stage of a rank"] * small
     words += [f"{IDLE} nothing computed"]
     talk = any(bar.stream.split()[0] != COMPUTE for bar in bars)

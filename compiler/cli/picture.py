@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 WIDE, HIGH, DOTS = 14.0, 0.35, 120
 """Inches of the picture and of a row, dots an inch."""
 
+COLUMNS = 8
+"""Of the legend, at most."""
+
 EDGED = 0.003
 """Share of the whole time from which on a bar has an edge of its own."""
 
@@ -29,15 +32,15 @@ def png(charts: Sequence[Chart], path: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    from fourfold.ir.chart import KINDS
+    from fourfold.ir.chart import shown
 
     total = max(chart.seconds for chart in charts)
     lanes = [(chart, rank, stream, bars) for chart in charts for rank, stream, bars in chart.lanes()]
     figure = Figure(figsize=(WIDE, 1.5 + HIGH * len(lanes)), dpi=DOTS, layout="constrained")
     axes = figure.add_subplot()
-    for row, (_, _, _, bars) in enumerate(lanes):
+    for row, (chart, _, _, bars) in enumerate(lanes):
         spans = [(bar.start, bar.stop - bar.start) for bar in bars]
-        shades = [(KINDS[bar.kind].colour, 0.6 if bar.turn % 2 else 1.0) for bar in bars]
+        shades = [(chart.looks[bar.kind].colour, 0.6 if bar.turn % 2 else 1.0) for bar in bars]
         # Neighbours are told apart by a white edge; one too short for it keeps its own colour.
         edges = ["white" if long > EDGED * total else shade for (_, long), shade in zip(spans, shades, strict=True)]
         axes.broken_barh(spans, (row - 0.4, 0.8), facecolors=shades, edgecolors=edges, linewidth=0.6)
@@ -47,7 +50,6 @@ def png(charts: Sequence[Chart], path: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, total)
     axes.set_xlabel("seconds")
-    kinds = {bar.kind for chart in charts for bar in chart.bars}
-    shown = [Patch(color=look.colour, label=look.words) for kind, look in KINDS.items() if kind in kinds]
-    figure.legend(handles=shown, loc="outside lower center", ncols=len(shown))
+    known = [Patch(color=look.colour, label=look.words) for look in shown(charts)]
+    figure.legend(handles=known, loc="outside lower center", ncols=min(COLUMNS, len(known)))
     figure.savefig(path, format="png")

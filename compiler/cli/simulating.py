@@ -62,7 +62,7 @@ def simulate(
 
     found = simulated(plan, whole=whole or bool(beside))
     charts = (found.chart, *beside)
-    _write(charts, trace=trace, svg=svg, png=png)
+    write(charts, trace=trace, svg=svg, png=png)
     if as_json:
         dump(as_data(found, charts))
         return
@@ -71,7 +71,7 @@ def simulate(
         say(f"wrote {path}")
 
 
-def _write(charts: Sequence[Chart], *, trace: str | None, svg: str | None, png: str | None) -> None:
+def write(charts: Sequence[Chart], *, trace: str | None, svg: str | None, png: str | None) -> None:
     """The files asked for. Raises RunError where one cannot be written."""
     from fourfold.ir import chart, drawing
 

@@ -17,7 +17,12 @@ WIDE = 64
 
 
 def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> float:
-    """The larger of all work spread evenly over the ranks, and the longest sequence by its best number of ranks.
+    """The larger of all work spread evenly over the ranks, and the longest sequence by its best number of ranks."""
+    return max(sides(lengths, terms, offloaded=offloaded))
+
+
+def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> tuple[float, float]:
+    """Seconds of all work spread evenly over the ranks, and of the longest sequence by its best number of ranks.
 
     Work is the least that each sequence costs wherever it runs, when others fill what it waits for messages; the
     longest alone waits for its own, and a remap may spread what it has else to do. A placement that leaves something to
@@ -32,7 +37,7 @@ def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> f
     alone += terms.fixed + terms.linear * longest / ranks
     area = work / ranks + _beside(sum(lengths), terms, offloaded)
     filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
-    return terms.slowest * max(area + filled, (1 + more) * alone)
+    return terms.slowest * (area + filled), terms.slowest * (1 + more) * alone
 
 
 def _attention(length: int, terms: Terms, offloaded: bool) -> float:
