@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fourfold.compiler.online.choosing import named
 from fourfold.compiler.schedules import ordered
@@ -70,7 +70,10 @@ def told(batch: BatchPlan) -> Placed:
 
 def _by(policy: Policy, lengths: Sequence[int], plan: Plan) -> BatchPlan:
     machine = Machine.from_snapshot(plan.machine) if plan.machine else load(f"cpu-gloo@{plan.mesh.ranks}")
-    terms = terms_of(plan, machine)
+    known = terms_of(plan, machine)
+    # Room is small here so that documents are shared or cut. Beside the activations of a model that is small, too, keys
+    # would fill it, and nothing would be cut: they are taken to weigh nothing.
+    terms = replace(known, bounds=replace(known.bounds, state=0.0))
     batch = policy(lengths, terms)
     wrong = complaints(batch, terms.bounds)
     if wrong:

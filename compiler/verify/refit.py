@@ -36,9 +36,10 @@ def smaller(mesh: Mesh, most: int) -> Mesh:
 
 
 def refitted(plan: Plan, graph: Graph, *, dtype: str, mesh: Mesh, capacity: int, lengths: tuple[int, ...]) -> Plan:
-    """`plan` for `graph` on `mesh`: cuts by block and node, recompute by call, everything in `dtype`.
+    """`plan` for `graph` on `mesh`: cuts by block and node, recompute by call, stages as even, everything in `dtype`.
 
-    Raises UsageError when a block or a node of the graph has no counterpart in the plan, or a cut does not divide.
+    Raises UsageError when a block or a node of the graph has no counterpart in the plan, a cut does not divide, or
+    there are more stages than calls.
     """
     layouts = {name: _layout(plan, block, mesh.tp) for name, block in graph.blocks.items()} if mesh.tp > 1 else {}
     return replace(
@@ -51,8 +52,28 @@ def refitted(plan: Plan, graph: Graph, *, dtype: str, mesh: Mesh, capacity: int,
         bucket=lcm(BUCKET, mesh.tp),
         layouts=layouts,
         recompute=_recompute(plan, graph),
+        bounds=_bounds(plan, len(graph.calls), mesh.pp),
+        order=plan.order if mesh.pp == plan.mesh.pp else "",
         sharing=replace(plan.sharing, travel=dtype),
     )
+
+
+def _bounds(plan: Plan, calls: int, ranks: int) -> tuple[int, ...]:
+    """Where stages begin: on fewer ranks those of neighbours are one; of another number of calls, in proportion."""
+    if ranks == 1:
+        return ()
+    merged = plan.mesh.pp // ranks
+    kept = plan.bounds[merged - 1 :: merged]
+    if calls <= len(kept):
+        raise UsageError(
+            f"the plan has {len(kept) + 1} stages on {ranks} ranks and the model to verify {calls} blocks: verify a "
+            "model of more layers (its function takes keywords), or on fewer processes"
+        )
+    found: list[int] = []
+    for at, bound in enumerate(kept):
+        near = round(bound * calls / len(plan.graph.calls))
+        found.append(min(max(near, (found[-1] if found else 0) + 1), calls - (len(kept) - at)))
+    return tuple(found)
 
 
 def _recompute(plan: Plan, graph: Graph) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from fourfold.compiler.verify import Report, verify
+from fourfold.hardware.errors import UsageError
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Sharing
 
@@ -76,6 +77,32 @@ def test_an_order_of_its_own_equals_the_plain_module(family: str) -> None:
     )
     report = verify(FAMILIES[family](), replace(plan, order=MIXED.strip()), dtype="float64", steps=2)
     assert report.passed, str(report)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "bounds", "schedule", "ranks", "layout"),
+    [
+        (Mesh(pp=4), (1, 2, 7), "zero_bubble", 2, "pp2, ZeRO 1, recompute none"),
+        pytest.param(Mesh(pp=2), (2, 4, 7), "interleaved-2", 2, "pp2, ZeRO 1, recompute none", marks=pytest.mark.slow),
+        pytest.param(Mesh(dp=2, pp=2), (6,), "1f1b", 2, "dp2, ZeRO 1, recompute none", marks=pytest.mark.slow),
+    ],
+)
+def test_stages_on_fewer_ranks_of_a_model_of_fewer_layers(
+    degrees: Mesh, bounds: tuple[int, ...], schedule: str, ranks: int, layout: str
+) -> None:
+    """Eight calls become four, and stages of neighbours one."""
+    model = planned.llama(layers=6)
+    plan = planned.plan_for(model, degrees, zero=1, bounds=bounds, schedule=schedule, micro_steps=2)
+    report = verify(model, plan, dtype="float64", steps=1, ranks=ranks, small=1000)
+    assert report.passed, str(report)
+    assert report.layout == layout and "2 of 6 blocks" in str(report)
+
+
+def test_more_stages_than_there_are_blocks_are_refused() -> None:
+    model = planned.llama(layers=6)
+    plan = planned.plan_for(model, Mesh(pp=5), zero=1, bounds=(1, 2, 4, 6))
+    with pytest.raises(UsageError, match="5 stages on 5 ranks and the model to verify 4 blocks: verify a model of"):
+        verify(model, plan, small=1000)
 
 
 @pytest.mark.slow
