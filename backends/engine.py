@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
 from fourfold.backends.late import Late, sized
 from fourfold.backends.lower import Lowered, Mixer, Region, lower
 from fourfold.backends.offload import Offloading
-from fourfold.backends.pace import Pace
+from fourfold.backends.pace import Pace, timed
 from fourfold.backends.placing import Turn
 from fourfold.backends.ranks import Ranks
 from fourfold.backends.runner import Held, Runner, untapped
@@ -69,8 +68,7 @@ class Engine:
         self.lowered = {name: self._lowered(block, training=True) for name, block in graph.blocks.items()}
         self.runners = {name: self._runner(low, compiled) for name, low in self.lowered.items()}
         self.pace = Pace(ranks.device)
-        if paced:
-            self._time()
+        self.runners |= timed(self.runners, graph, self.pace) if paced else {}
         self.evaluating = self.runners | {
             name: self._runner(self._lowered(block, training=False), compiled)
             for name, block in graph.blocks.items()
@@ -216,7 +214,6 @@ class Engine:
         call = self.graph.calls[index]
         runner, slots = (self.runners if training else self.evaluating)[call.block], self.slots[index]
         documents = documents.at(index) if isinstance(documents, Attention) else documents
-
         how = self.plan.recompute[index] if training and self.plan.recompute else "none"
         taps = untapped if late is None else partial(late.taps, index)
 
@@ -241,15 +238,6 @@ class Engine:
 
         found: Tensor = skeleton.nested(self.units.get(index, ()), run)(late.anchor)
         return found
-
-    def _time(self) -> None:
-        """Times the first region of the block that is called most."""
-        ((name, _),) = Counter(call.block for call in self.graph.calls).most_common(1)
-        functions = list(self.runners[name].functions)
-        at = next((at for at, function in enumerate(functions) if function is not None), None)
-        if at is not None:
-            functions[at] = self.pace.around(functions[at])  # type: ignore[arg-type]
-            self.runners[name] = replace(self.runners[name], functions=tuple(functions))
 
     def _lowered(self, block: Block, *, training: bool) -> Lowered:
         layout = self.plan.layouts.get(block.name, Layout())
@@ -304,8 +292,7 @@ class Engine:
         dist.all_reduce(tensor, kind, group=self.ranks.mesh["tp"].get_group())
 
     def _gather(self, scores_CV: Tensor) -> Tensor:
-        axis = self.ranks.tensor
-        return all_gather(scores_CV, Move("all_gather", 1), axis)
+        return all_gather(scores_CV, Move("all_gather", 1), self.ranks.tensor)
 
 
 def _draws(block: Block) -> bool:
