@@ -47,6 +47,9 @@ class Fixed:
     def ahead(self, lengths: Any) -> None:
         raise AssertionError("nobody hints")
 
+    def learn(self, rank: int, seconds: float, tokens: int) -> None:
+        assert seconds >= 0.0
+
     def place(self, lengths: Any, step: int | None = None) -> BatchPlan:
         return self.plan
 
