@@ -150,6 +150,9 @@ class _Lowering:
                         wanted.setdefault(reader, []).append((name, state))
                     continue
                 home = self._home(name, state, reader)
+                if self.stage.get(name, home) < home:
+                    # It is converted where it is read, and handed there as it was made.
+                    wanted.setdefault(self.stage[name], []).append((name, self.made[name]))
                 if home < reader or node.op in MIXERS:
                     wanted.setdefault(home, []).append((name, state))
         for name in self.block.outputs:

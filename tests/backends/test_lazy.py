@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fourfold.backends import lazy
 from fourfold.backends.aside import Aside
-from fourfold.backends.batching import share
+from fourfold.backends.batching import filled
 from fourfold.backends.processes import run
 from fourfold.backends.sequences import Limits, documents
 from fourfold.hardware.errors import FourfoldError, UsageError
@@ -88,8 +88,8 @@ def test_shares_are_packed_alike(layout: str) -> None:
     for rank, held in enumerate(shards):
         parts = [lazy.portion(source, i, lazy.merged(held.of(i)), LIMITS) for i in range(len(lengths))]
         where: dict[str, Any] = {"bucket": 4, "device": torch.device("cpu")}
-        lazily = share(parts, shards, rank, **where)  # type: ignore[arg-type]
-        whole = share(documents(source.batch), shards, rank, **where)
+        lazily = filled(parts, shards[rank], **where)  # type: ignore[arg-type]
+        whole = filled(documents(source.batch), shards[rank], **where)
         for name in ("tokens", "positions", "targets", "weights"):
             assert torch.equal(getattr(lazily, name), getattr(whole, name)), (rank, name)
         assert lazily.lengths == whole.lengths
@@ -128,7 +128,7 @@ def reading(rank: int) -> tuple[list[tuple[int, int, int]], list[list[int]]]:
     for _, teams in PLACED.of(rank):
         for team in teams:
             docs: Any = [parts[piece.sequence] for piece in team.pieces]
-            packed = share(docs, team.shards(), team.ranks.index(rank), bucket=1, device=aside.device)
+            packed = filled(docs, team.shards()[team.ranks.index(rank)], bucket=1, device=aside.device)
             tensors.append(packed.tokens[0].tolist())
     return source.asked, tensors
 
