@@ -170,7 +170,7 @@ def _save(ctx: Any, work: Work, operands: Operands, out: Tensor, rests: list[Sav
 class _Lanes:
     """Streams beside the current one, by lane; each begins when that has come here, and it goes on when all are done.
 
-    None where a single lane is used: nothing would pass beside it.
+    Empty where a single lane is used: nothing would pass beside it.
     """
 
     streams: Mapping[int, torch.cuda.Stream]

@@ -169,11 +169,7 @@ class Bench:
             loss=loss,
         )
         seen = traced(lambda: step(Clock(self.device)), self.device, warm=True)
-        kept = (
-            {k: seen[k] for k in ("seconds", "computation", "communication", "exposed", "idle", "exposed_share")}
-            if ("seconds" in seen)
-            else {}
-        )
+        kept = {name: seen[name] for name in SEEN if name in seen}
         return replace(found, settings={**kept, "norm": norms[0] if norms else None, "kernels": seen["kernels"][:12]})
 
 
