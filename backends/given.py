@@ -12,7 +12,6 @@ from fourfold.backends.aside import Aside
 from fourfold.backends.lazy import Part
 from fourfold.backends.placing import Turn
 from fourfold.backends.sequences import Document, Limits
-from fourfold.ir.sequence.tokens import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,7 @@ class Read:
 
     def documents(self, turns: Sequence[Turn]) -> Mapping[int, Part]:
         """What this rank runs, by its place in the batch. A collective: a read that fails, fails for all."""
-        runs: dict[int, list[Run]] = {}
-        for run in (run for turn in turns for run in turn.run.runs):
-            runs.setdefault(run.document, []).append(run)
-        spans = {sequence: lazy.merged(each) for sequence, each in sorted(runs.items())}
-        return lazy.parts(self.source, spans, self.limits, self.aside)
+        return lazy.parts(self.source, lazy.spans_of(turns), self.limits, self.aside)
 
 
 def given(batch: Any, limits: Limits, aside: Aside) -> Whole | Read:

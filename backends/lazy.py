@@ -1,7 +1,7 @@
 """A global batch that every rank knows by its lengths, and of which it reads only the tokens it runs.
 
 source.lengths, source.identity          the same on every rank: compared, like the digests of a batch that is there
-spans_of(batch, rank)                    which tokens of which sequences a rank runs under a placement
+spans_of(turns)                          which tokens of which sequences a rank runs
 parts(source, spans, ..)                 these, read: each is indexed by runs as a whole document is
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fourfold.backends.agreement import compare
 from fourfold.backends.aside import Aside
+from fourfold.backends.placing import Turn
 from fourfold.backends.sequences import IGNORED, Limits, rows, short
 from fourfold.hardware.errors import FourfoldError, UsageError
-from fourfold.ir.batch import BatchPlan
 from fourfold.ir.sequence.tokens import Run
 
 Span = tuple[int, int]
@@ -125,13 +125,11 @@ def _targets(source: Source) -> Sequence[float]:
     return [length - 1 for length in source.lengths] if given is None else given
 
 
-def spans_of(batch: BatchPlan, rank: int) -> dict[int, tuple[Span, ...]]:
-    """The tokens of each sequence that one rank of the pool holds under a placement, over all its micro-steps."""
+def spans_of(turns: Iterable[Turn]) -> dict[int, tuple[Span, ...]]:
+    """The tokens of each sequence that one rank's regions run, over all its turns; those moved to it, too."""
     found: dict[int, list[Run]] = {}
-    for _, teams in batch.of(rank):
-        for team in teams:
-            for run in team.shards()[team.ranks.index(rank)].runs:
-                found.setdefault(team.pieces[run.document].sequence, []).append(run)
+    for run in (run for turn in turns for run in turn.run.runs):
+        found.setdefault(run.document, []).append(run)
     return {sequence: merged(runs) for sequence, runs in sorted(found.items())}
 
 

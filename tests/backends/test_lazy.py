@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fourfold.backends import lazy
 from fourfold.backends.aside import Aside
 from fourfold.backends.batching import filled
+from fourfold.backends.placing import turns
 from fourfold.backends.processes import run
 from fourfold.backends.sequences import Limits, documents
 from fourfold.hardware.errors import FourfoldError, UsageError
@@ -123,7 +124,7 @@ def reading(rank: int) -> tuple[list[tuple[int, int, int]], list[list[int]]]:
     source, aside = full(LENGTHS), Aside.here()
     assert lazy.agreed_lengths(source, LIMITS, aside) == LENGTHS
     assert source.asked == [], "what is compared is not read"
-    parts = lazy.parts(source, lazy.spans_of(PLACED, rank), LIMITS, aside)
+    parts = lazy.parts(source, lazy.spans_of(turns(PLACED, rank, every=False)), LIMITS, aside)
     tensors = []
     for _, teams in PLACED.of(rank):
         for team in teams:
@@ -138,7 +139,7 @@ def test_each_rank_reads_its_own_tokens_only() -> None:
     answers = run(reading, 2, timeout=60)
     for rank, (asked, tensors) in enumerate(answers):
         held = sum(tokens for (one, _), tokens in PLACED.held.items() if one == rank)
-        spans = sum(map(len, lazy.spans_of(PLACED, rank).values()))
+        spans = sum(map(len, lazy.spans_of(turns(PLACED, rank, every=False)).values()))
         assert held <= sum(stop - start for _, start, stop in asked) <= held + spans
         shard = laid("zigzag", (40,), 2)[rank]
         first = [batch[0][r.start + i] for r in shard.runs for i in range(r.count)]
@@ -156,7 +157,7 @@ def told(rank: int, other: Kept) -> tuple[str, str]:
     source, aside = (full(LENGTHS) if rank == 0 else other), Aside.here()
     try:
         lazy.agreed_lengths(source, LIMITS, aside)
-        lazy.parts(source, lazy.spans_of(PLACED, rank), LIMITS, aside)
+        lazy.parts(source, lazy.spans_of(turns(PLACED, rank, every=False)), LIMITS, aside)
     except FourfoldError as error:
         return type(error).__name__, str(error)
     return "none", ""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fourfold.backends import lazy
 from fourfold.backends.aside import Aside
+from fourfold.backends.placing import turns
 from fourfold.backends.processes import run
 from fourfold.backends.sequences import Limits
 from fourfold.compiler.data import TokenFile
@@ -70,7 +71,7 @@ def reading(rank: int, folder: Path) -> tuple[list[list[int]], int]:
     lengths = lazy.agreed_lengths(Counted(), Limits(), aside)
     pieces = (Piece(0, 0, 5, 0, (0,)), Piece(1, 0, 3, 0, (1,)), Piece(2, 0, 1, 0, (1,)))
     placed = BatchPlan("by hand", lengths, 2, 8, pieces)
-    parts = lazy.parts(Counted(), lazy.spans_of(placed, rank), Limits(), aside)
+    parts = lazy.parts(Counted(), lazy.spans_of(turns(placed, rank, every=False)), Limits(), aside)
     return [part.tokens[0 : len(part)].tolist() for part in parts.values()], asked
 
 

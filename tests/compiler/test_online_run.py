@@ -15,6 +15,7 @@ import torch
 import fourfold as ff
 from fourfold.backends import lazy
 from fourfold.backends.batching import filled
+from fourfold.backends.placing import turns
 from fourfold.backends.processes import run
 from fourfold.backends.sequences import Limits
 from fourfold.compiler.data.price import Predicted, predicted
@@ -37,7 +38,7 @@ def seen(rank: int, plan: Plan, folder: Path, window: list[tuple[int, ...]]) -> 
             placer.ahead(coming.lengths)
         lengths = lazy.agreed_lengths(batch, Limits(), placer.aside)
         placed = placer.place(lengths)
-        parts = lazy.parts(batch, lazy.spans_of(placed, rank), Limits(), placer.aside)
+        parts = lazy.parts(batch, lazy.spans_of(turns(placed, rank, every=False)), Limits(), placer.aside)
         rows = []
         for team in (team for _, teams in placed.of(rank) for team in teams):
             docs: Any = [parts[piece.sequence] for piece in team.pieces]
