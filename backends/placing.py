@@ -98,12 +98,9 @@ class _Placed:
         return found
 
     @cached_property
-    def moves(self) -> dict[int, list[Move]]:
+    def moves(self) -> dict[int, tuple[Move, ...]]:
         """By micro-step."""
-        found: dict[int, list[Move]] = {}
-        for move in self.batch.moves:
-            found.setdefault(move.micro_step, []).append(move)
-        return found
+        return self.batch.moved
 
     @cached_property
     def chunks(self) -> dict[int, list[Team]]:
