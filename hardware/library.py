@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,12 +82,17 @@ def open_library(folders: Iterable[Path] = ()) -> Library:
     """The library over `folders`, the user's two folders and the shipped profiles, in that order."""
     found: dict[Path, Path] = {}  # a file that two folders lead to is searched once, where it is met first
     for folder in (*folders, *user_folders(), SHIPPED):
-        for path in sorted(folder.rglob("*.toml")) if folder.is_dir() else ():
+        for path in _written(folder):
             found.setdefault(path.resolve(), path)
     files: dict[str, tuple[Path, ...]] = {}
     for path in found.values():
         files[path.stem] = (*files.get(path.stem, ()), path)
     return Library(files)
+
+
+def _written(folder: Path) -> list[Path]:
+    """The profile files in a folder and below it; none where there is no folder, or in one that vanishes meanwhile."""
+    return sorted(Path(at, name) for at, _, names in os.walk(folder) for name in names if name.endswith(".toml"))
 
 
 def open_for(wanted: Spec, folders: Iterable[str | Path] = ()) -> tuple[Library, str]:

@@ -73,6 +73,8 @@ def check_pins(plan: Plan) -> None:
         )
     if (number(pins, "zero") or 0) > 3:
         raise UsageError(f"pin zero={pins['zero']}: ZeRO stages are 0, 1, 2 and 3")
+    if number(pins, "zero") == 2 and (number(pins, "pp") or 1) > 1:
+        raise UsageError(f"pins zero=2 and pp={pins['pp']}: ZeRO 2 is not for pipelines; pin zero=0, 1 or 3, or pp=1")
     _check_schedule_pin(pins)
     capacity, longest = number(pins, "capacity"), plan.workload.longest
     shared = capacity * (number(pins, "sp") or 1) if capacity is not None else longest

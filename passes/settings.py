@@ -56,11 +56,16 @@ def every_setting(plan: Plan) -> Iterator[Plan]:
 
 
 def keeping(plan: Plan, meshes: Iterable[Mesh]) -> tuple[Mesh, ...]:
-    """The meshes on which a step can be dealt into the pinned number of micro-steps; all where none is pinned.
+    """The meshes that have the pinned ZeRO stage and deal a step into the pinned number of micro-steps.
 
-    Raises UsageError when there is none, with the numbers nearest to the pinned one.
+    Raises UsageError when there is none; for micro-steps with the numbers nearest to the pinned one.
     """
-    found, count = tuple(meshes), number(plan.pins, "micro_steps")
+    found = tuple(mesh for mesh in meshes if zeros(replace(plan, mesh=mesh)))
+    if not found:
+        raise UsageError(
+            "pin zero=2: the other pins leave only pipelines, and ZeRO 2 is not for them; pin zero=0, 1 or 3"
+        )
+    count = number(plan.pins, "micro_steps")
     if count is None:
         return found
     kept = tuple(mesh for mesh in found if any(_micro_steps(replace(plan, mesh=mesh), ())))
@@ -93,10 +98,11 @@ def _runs(plan: Plan) -> bool:
 
 
 def zeros(plan: Plan) -> tuple[int, ...]:
-    """The ZeRO stages that a mesh can have."""
+    """The ZeRO stages that a mesh can have; none where the pinned one is 2 and the mesh has a pipeline."""
     pinned = number(plan.pins, "zero")
-    stages = (0,) if plan.mesh.pool == 1 else (0, 1, 3) if plan.mesh.pp > 1 else (0, 1, 2, 3)
-    return stages if pinned is None else (pinned,)
+    if pinned is not None:
+        return () if pinned == 2 and plan.mesh.pp > 1 else (pinned,)
+    return (0,) if plan.mesh.pool == 1 else (0, 1, 3) if plan.mesh.pp > 1 else (0, 1, 2, 3)
 
 
 def _every_schedule(plan: Plan) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_one_broken_file_of_the_user_stops_nothing_else(write: Write) -> None:
     assert match("NVIDIA H200")
     (row,) = [row for row in catalog() if row[0] == "torn"]
     assert row[1] == "broken" and "HW112" in row[2]
+
+
+def test_a_folder_that_vanishes_meanwhile_stops_nothing(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporary folders come and go beside a profile."""
+    path = write("node", "mine", 'extends = "dgx-h200"\n', into="elsewhere")
+    gone, scandir = path.parent / "gone", os.scandir
+    gone.mkdir()
+
+    def vanishing(at: str) -> object:
+        if Path(at).name == gone.name and gone.exists():
+            gone.rmdir()
+        return scandir(at)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert load(str(path)).ranks == load("dgx-h200").ranks and not gone.exists()
 
 
 def test_two_profiles_for_one_torch_name(write: Write) -> None:

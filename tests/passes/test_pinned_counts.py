@@ -73,3 +73,22 @@ def test_every_setting_of_a_pinned_count_has_it(graph: Graph, lengths: list[int]
     assert kept == (mesh,)
     found = {one.micro_steps for one in every(replace(plan, mesh=mesh))}
     assert found == {count}
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["exhausted", "searched"])
+def test_a_pinned_zero_2_leaves_pipelines_out(graph: Graph, deep: bool) -> None:
+    """Those of the plan, those beside it, and those that are looked at to price the other pins."""
+    model = graph if deep else capture(tiny("llama-8b")(), torch.float32)
+    found = plan_graph(model, SIXTEEN, machine=load("cpu-gloo-4"), pins={"zero": 2, "dp": 2})
+    assert all(one.plan.zero == 2 and one.plan.mesh.pp == 1 for one in (found, *found.next_best))
+    assert found.pins.keys() == {"zero", "dp"}
+
+
+@pytest.mark.parametrize(
+    ("pins", "said"),
+    [({"zero": 2, "pp": 2}, "pins zero=2 and pp=2: ZeRO 2 is"), ({"zero": 2, "dp": 1, "tp": 2, "sp": 1}, "pin zero=2")],
+)
+def test_a_pinned_zero_2_of_a_pipeline_is_an_error(graph: Graph, pins: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_graph(graph, SIXTEEN, machine=load("cpu-gloo-4"), pins=pins)
+    assert str(caught.value).startswith(said) and "pin zero=0, 1 or 3" in str(caught.value)
