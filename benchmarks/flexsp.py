@@ -1,6 +1,10 @@
 """FlexSP's figure 4 again: our policies on its published profile of GPT-7B on 64 A100, beside the paper's bars.
 
     PYTHONPATH=src python benchmarks/flexsp.py [--batches N] [--effort N]
+    PYTHONPATH=src python benchmarks/flexsp.py --lengths wikipedia.txt --first 3 --batches 10
+
+`--lengths` is the list of a million lengths in FlexSP's public code, read in its order, 512 a batch; without it batches
+are drawn to its quantiles. Its code has no groups of one rank, its paper has: both are shown.
 
 Static is one degree, 64; homogeneous the best one degree for each batch; both pack to 0.9 of the room, as the paper's
 baselines do. The profile prices micro-steps and nothing outside them, so beside the seconds by the profile alone stand
@@ -12,9 +16,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
-from flexsp_published import RANKS, crawled, paper, published, share_of, wikipedia
+from flexsp_published import RANKS, crawled, listed, paper, published, share_of, wikipedia
 
 from fourfold.passes.batch.flexsp import EFFORT, flexsp
 from fourfold.passes.batch.static_cp import alike, homogeneous
@@ -45,7 +50,9 @@ class Row:
         return self.ratio(once) / self.paper[3] - 1.0
 
 
-def measured(name: str, cell: str, longest: int, batches: Sequence[Sequence[int]], *, effort: float) -> Row:
+def measured(
+    name: str, cell: str, longest: int, batches: Sequence[Sequence[int]], *, effort: float, narrowest: int = 1
+) -> Row:
     """A cell over these batches."""
     full = published(longest)
     found = []
@@ -53,7 +60,7 @@ def measured(name: str, cell: str, longest: int, batches: Sequence[Sequence[int]
         packed = published(longest, share=share_of(lengths, longest, PACKED))
         static = timed(alike(lengths, RANKS, packed, policy="static_cp"), packed).seconds
         same = timed(homogeneous(lengths, packed), packed).seconds
-        found.append((static, same, timed(flexsp(lengths, full, effort=effort), full).seconds))
+        found.append((static, same, timed(flexsp(lengths, full, effort=effort, narrowest=narrowest), full).seconds))
     static, same, unlike = (fmean(each) for each in zip(*found, strict=True))
     return Row(name, longest, (static, same, unlike), paper(cell, longest))
 
@@ -67,6 +74,15 @@ def wikipedia_rows(batches: int, *, effort: float) -> list[Row]:
     """The two Wikipedia cells."""
     return [
         measured("Wikipedia", "wikipedia", longest, wikipedia(longest, batches), effort=effort)
+        for longest in (192_000, 384_000)
+    ]
+
+
+def listed_rows(file: Path, first: int, batches: int, *, effort: float) -> list[Row]:
+    """The two Wikipedia cells over batches of the public list, without groups of one rank, and with them."""
+    return [
+        measured(name, "wikipedia", longest, listed(file, longest, first, batches), effort=effort, narrowest=narrowest)
+        for name, narrowest in (("list, code", 2), ("list, paper", 1))
         for longest in (192_000, 384_000)
     ]
 
@@ -106,9 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=40, help="of 512 sequences in each cell; the paper has 40")
     parser.add_argument("--effort", type=float, default=EFFORT, help="deterministic time of a solve; 0 for none")
+    parser.add_argument("--lengths", type=Path, help="FlexSP's public list, a length a line, gzip or plain")
+    parser.add_argument("--first", type=int, default=10, help="batch of the list to begin with")
     given = parser.parse_args()
-    rows = wikipedia_rows(given.batches, effort=given.effort)
-    rows += crawled_rows(given.batches, effort=given.effort)
+    if given.lengths is not None:
+        rows = listed_rows(given.lengths, given.first, given.batches, effort=given.effort)
+    else:
+        rows = wikipedia_rows(given.batches, effort=given.effort)
+        rows += crawled_rows(given.batches, effort=given.effort)
     print(f"GPT-7B on {RANKS} A100, {given.batches} batches of 512 sequences, seconds: ours / the paper's\n")
     print(table(rows, once(rows)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import random
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,13 @@ def wikipedia(longest: int, batches: int) -> list[list[int]]:
     return _batches([_between(points, (i + 0.5) / count) for i in range(count)], longest, batches)
 
 
+def listed(file: Path, longest: int, first: int, batches: int) -> list[list[int]]:
+    """Batches of 512 lengths of a list, a length a line, in its order from the batch `first` on."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        lengths = [float(line) for line in lines if line.strip().isdigit()]
+    return _cut(_kept(lengths, longest))[first : first + batches]
+
+
 def crawled(longest: int, batches: int, *, share: float, index: float) -> list[list[int]]:
     """Batches of 512 lengths in place of CommonCrawl's, which are not public: a log-normal body and a Pareto tail.
 
@@ -137,7 +145,16 @@ def _between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 
 def _batches(lengths: Sequence[float], longest: int, batches: int) -> list[list[int]]:
-    padded = [-(-int(length) // PAD) * PAD for length in lengths]
-    kept = [length for length in padded if 0 < length <= longest]
+    kept = _kept(lengths, longest)
     random.Random(0).shuffle(kept)
-    return [kept[i * SEQUENCES : (i + 1) * SEQUENCES] for i in range(batches)]
+    return _cut(kept)[:batches]
+
+
+def _kept(lengths: Sequence[float], longest: int) -> list[int]:
+    """Padded; those that are too long are dropped."""
+    padded = [-(-int(length) // PAD) * PAD for length in lengths]
+    return [length for length in padded if 0 < length <= longest]
+
+
+def _cut(lengths: Sequence[int]) -> list[list[int]]:
+    return [list(lengths[at : at + SEQUENCES]) for at in range(0, len(lengths) - SEQUENCES + 1, SEQUENCES)]

@@ -44,17 +44,17 @@ class Cut:
         return sum(one.seconds for one in self.groups)
 
 
-def flexsp(lengths: Sequence[int], terms: Terms, *, effort: float = EFFORT) -> BatchPlan:
+def flexsp(lengths: Sequence[int], terms: Terms, *, effort: float = EFFORT, narrowest: int = 1) -> BatchPlan:
     """Micro-batches of like lengths; in each, groups of 1, 2, 4, .. neighbours that exchange heads, as suits it best.
 
     Decides: how many micro-batches, the degrees of each one's groups, the sequences of each group. Given: what a
     sequence takes on each degree. Minimises: the sum over micro-batches of their slowest group. Subject to: the tokens
-    that a rank holds. `effort` is the solver's deterministic time for one micro-batch; 0 leaves it out. A group of more
-    ranks than heads shares by a ring. Source: FlexSP (arXiv 2412.01523, algorithm 1), which solves each micro-batch of
-    each number of them: here all are searched, and the worst of the best number are solved. Raises InfeasibleError for
-    what no group holds.
+    that a rank holds. `effort` is the solver's deterministic time for one micro-batch; 0 leaves it out. `narrowest`
+    is the least ranks of a group, a power of two: 2 in its public code. One of more ranks than heads shares by a ring.
+    Source: FlexSP (arXiv 2412.01523, algorithm 1), which solves each micro-batch of each number of them: here all are
+    searched, and the worst of the best number are solved. Raises InfeasibleError for what no group holds.
     """
-    offer = Offer(terms)
+    offer = Offer(terms, narrowest)
     widest = max(offer.degrees, key=lambda degree: offer.rooms[offer.degrees.index(degree)])
     require(lengths, widest, terms, policy="flexsp")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

@@ -12,7 +12,7 @@ from fourfold.passes.batch.refusal import room
 from fourfold.passes.batch.terms import Terms
 
 Counts = tuple[int, ...]
-"""How many groups of 1, 2, 4, .. ranks."""
+"""How many groups of each degree."""
 
 PATIENCE = 16
 """Choices of groups that are tried until one has room."""
@@ -22,15 +22,17 @@ PATIENCE = 16
 class Offer:
     """What groups of a power of two of ranks offer: tokens they hold, their method, the seconds of a length on them.
 
-    More ranks than there are heads cannot exchange them, and share by a ring.
+    More ranks than there are heads cannot exchange them, and share by a ring. narrowest: the least ranks of a group.
     """
 
     terms: Terms
+    narrowest: int = 1
 
     @cached_property
     def degrees(self) -> tuple[int, ...]:
-        """1, 2, 4, .. up to the pool."""
-        return tuple(2**k for k in range(self.terms.bounds.ranks.bit_length()))
+        """1, 2, 4, .. up to the pool, from the narrowest on."""
+        every = tuple(2**k for k in range(self.terms.bounds.ranks.bit_length()))
+        return tuple(degree for degree in every if degree >= min(self.narrowest, every[-1]))
 
     @cached_property
     def rooms(self) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
 from statistics import fmean
 
 import flexsp
 import pytest
-from flexsp_published import PAD, SEQUENCES, crawled, paper, published, share_of, wikipedia
+from flexsp_published import PAD, SEQUENCES, crawled, listed, paper, published, share_of, wikipedia
 
 from fourfold.ir.batch_rules import complaints
 from fourfold.passes.batch import POLICIES
@@ -25,6 +27,19 @@ def test_the_ratios_of_wikipedia_are_the_paper_s() -> None:
     assert all(abs(row.miss(once)) < NEAR for row in rows)
     assert all(static > same > unlike for static, same, unlike in (row.ours for row in rows))
     assert f"{rows[1].ratio(once):.2f} / 1.46" in flexsp.table(rows, once)
+
+
+@pytest.mark.parametrize("suffix", ("txt", "txt.gz"))
+def test_a_list_is_read_in_its_order(tmp_path: Path, suffix: str) -> None:
+    """What is too long is dropped before batches are cut; a last part of a batch is left out."""
+    lengths = [400_000, 1, *range(200, 200 + 2 * SEQUENCES), 300_000]
+    file = tmp_path / f"lengths.{suffix}"
+    text = "".join(f"{length}\n" for length in lengths)
+    file.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    first, second = listed(file, 384_000, 0, 5)
+    assert first[0] == PAD and first[1] == 256 and len(first) == len(second) == SEQUENCES
+    assert second[0] == -(-(200 + SEQUENCES - 1) // PAD) * PAD
+    assert listed(file, 384_000, 1, 5) == [second]
 
 
 def test_terms_are_the_published_profile() -> None:

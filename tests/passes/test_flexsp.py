@@ -163,6 +163,16 @@ def test_long_sequences_get_wide_groups_and_short_ones_narrow() -> None:
     assert str(batch) == str(flexsp(lengths, replace(given_terms)))
 
 
+def test_groups_are_no_narrower_than_asked() -> None:
+    lengths = [60_000, *(500 + 7 * i for i in range(300))]
+    given_terms = terms(32, 8192)
+    batch = flexsp(lengths, given_terms, narrowest=2)
+    assert complaints(batch, given_terms.bounds) == ()
+    assert min(len(piece.ranks) for piece in batch.pieces) == 2
+    assert timed(batch, given_terms).seconds >= timed(flexsp(lengths, given_terms), given_terms).seconds
+    assert {len(piece.ranks) for piece in flexsp([500], terms(3, 8192), narrowest=8).pieces} == {2}
+
+
 def test_the_search_prices_as_plans_are_priced() -> None:
     """Micro-steps one after the other, each as long as its slowest group; tokens a rank differ by one at most."""
     lengths = [200 + 37 * i % 3000 for i in range(120)]
