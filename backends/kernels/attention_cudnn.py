@@ -55,9 +55,13 @@ class Stretch:
 
 
 def bucket(length: int) -> int:
-    """The padded length of a document of `length` tokens: the next multiple of a sixteenth of its octave."""
-    step = max(FINEST, (1 << (length.bit_length() - 1)) // BUCKETS)
-    return -(-length // step) * step
+    """The padded length of a document of `length` tokens: the next whole step."""
+    return -(-length // step(length)) * step(length)
+
+
+def step(length: int) -> int:
+    """Tokens between two buckets: a sixteenth of the octave of a length."""
+    return max(FINEST, (1 << (length.bit_length() - 1)) // BUCKETS)
 
 
 def worth(span: Span) -> bool:

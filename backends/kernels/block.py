@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fourfold.backends.kernels import block_dense, block_packed
 from fourfold.backends.kernels.attention_aten import FLASH_HEAD_DIM
-from fourfold.backends.kernels.attention_cudnn import CUDNN_HEAD_DIM, WORTH_LENGTH
+from fourfold.backends.kernels.attention_cudnn import CUDNN_HEAD_DIM, WORTH_LENGTH, step
 from fourfold.backends.kernels.block_packed import neighbours, taken
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, mix
 from fourfold.backends.kernels.block_tiles import WIDEST
@@ -27,8 +27,6 @@ from fourfold.ir.sequence.rectangles import Rectangle
 
 LONG = 4096
 """Tokens from which a call of cuDNN's own costs less than it gains over our kernel's."""
-WHOLE_TILES = 128
-"""cuDNN builds a plan per shape: only rectangles of whole tiles go there, of which there are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,40 +164,58 @@ def _one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
 
 def _ours_and_dense(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
     """Long rectangles alone, all others together."""
-    others = tuple(one for one in seen if not _worth_alone(q_THD, one))
+    alone, others = _apart(q_THD, seen, LONG)
     if others:
         yield Call("rest", others)
-    for one in seen:
-        if _worth_alone(q_THD, one):
-            yield Call("dense", (one,))
-
-
-def _worth_alone(q_THD: Tensor, one: Rectangle) -> bool:
-    return (one.full or one.square) and min(one.q_count, one.k_count) >= LONG and _cudnn_takes(q_THD, one)
+    yield from (Call("dense", (one,)) for one in alone)
 
 
 def _packed_and_dense(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
     """Long rectangles alone, the short ones of each kind together, all bands together."""
-    short: dict[bool, list[Rectangle]] = {}
-    bands = tuple(one for one in seen if not one.full and not one.square)
+    alone, others = _apart(q_THD, seen, WORTH_LENGTH)
+    bands = tuple(one for one in others if not one.full and not one.square)
     if bands:
         yield Call("rest", bands)
+    yield from (Call("dense", (one,)) for one in alone)
+    for square in (False, True):
+        found = tuple(one for one in others if (one.square if square else one.full))
+        if found:
+            yield Call("packed", found)
+
+
+def _apart(
+    q_THD: Tensor, seen: tuple[Rectangle, ...], least: int
+) -> tuple[tuple[Rectangle, ...], tuple[Rectangle, ...]]:
+    """Rectangles for cuDNN, of at least so many rows and keys, and what is left."""
+    if not _cudnn_takes(q_THD):
+        return (), seen
+    alone: list[Rectangle] = []
+    others: list[Rectangle] = []
     for one in seen:
-        if not one.full and not one.square:
-            continue
-        if _cudnn_takes(q_THD, one):
-            yield Call("dense", (one,))
+        if one.square and one.q_count >= least:
+            alone.append(one)
+        elif one.full and min(one.q_count, one.k_count) >= least:
+            alone += [_stepped(one)]
+            others += _beyond(one, alone[-1].k_count)
         else:
-            short.setdefault(one.square, []).append(one)
-    for found in short.values():
-        yield Call("packed", tuple(found))
+            others.append(one)
+    return tuple(alone), tuple(others)
 
 
-def _cudnn_takes(q_THD: Tensor, one: Rectangle) -> bool:
+def _stepped(one: Rectangle) -> Rectangle:
+    """A full rectangle without its last keys: cuDNN builds a plan per shape, and would see keys that are padding."""
+    return replace(one, k_count=one.k_count - one.k_count % step(one.k_count))
+
+
+def _beyond(one: Rectangle, keys: int) -> list[Rectangle]:
+    """A full rectangle without its first keys."""
+    left = one.k_count - keys
+    return [replace(one, k_at=one.k_at + keys, k_count=left)] if left else []
+
+
+def _cudnn_takes(q_THD: Tensor) -> bool:
     return (
-        min(one.q_count, one.k_count) >= WORTH_LENGTH
-        and one.q_count % WHOLE_TILES == one.k_count % WHOLE_TILES == 0
-        and q_THD.shape[2] <= CUDNN_HEAD_DIM
+        q_THD.shape[2] <= CUDNN_HEAD_DIM
         and torch.cuda.get_device_capability(q_THD.device) >= (9, 0)
         and not torch.are_deterministic_algorithms_enabled()
     )
