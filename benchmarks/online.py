@@ -37,7 +37,9 @@ import fourfold
 from fourfold.backends.program import Options
 from fourfold.compiler.models.llama import Llama
 from fourfold.compiler.online import Online
+from fourfold.compiler.online.log import Replay
 from fourfold.compiler.online.placer import Placer
+from fourfold.passes.batch.timing import timed
 
 RATE = 1e-4
 AGREES = 2e-3
@@ -46,15 +48,16 @@ AGREES = 2e-3
 
 def programs(out: Path) -> Mapping[str, Online]:
     """How batches are placed, by name; the first is what the others are held against."""
-    return {
+    known = {
         "pack": Online("pack", deterministic=True),
-        "auto": Online("auto", log=out / "placements.jsonl"),
-        "auto, replayed": Online("auto", replay=out / "placements.jsonl"),
+        "auto": Online("auto"),
+        "auto, replayed": Online("auto", replay=out / "auto.jsonl"),
         "auto, waited for": Online("auto", deterministic=True),
         "half in the host's memory": Online(forced.offloaded, deterministic=True),
         "tokens moved": Online(forced.moved, deterministic=True),
         "zeppelin": Online("zeppelin", deterministic=True),
     }
+    return {name: replace(online, log=out / f"{name}.jsonl") for name, online in known.items()}
 
 
 class Bench:
@@ -95,6 +98,8 @@ class Bench:
         placer = program.placement
         assert isinstance(placer, Placer)
         placer.close()
+        dist.barrier()
+        guesses = self.predicted(placer, Path(str(online.log)))
         tokens = sum(sum(lengths) for lengths in self.lengths)
         found = {"seconds": seconds, "losses": losses, "norms": norms, "origins": dict(placer.counts)}
         found["host"] = program.engine.host.pages * program.engine.host.page
@@ -112,8 +117,15 @@ class Bench:
             loss=losses[-1],
             allocated=memory.get("allocated_bytes.all.peak", 0),
             reserved=memory.get("reserved_bytes.all.peak", 0),
+            predicted_seconds=median(guesses[1:]),
             settings=found,
         )
+
+    def predicted(self, placer: Placer, log: Path) -> list[float]:
+        """Seconds of each step by the price of its placement, as the first rank logged it."""
+        placed = Replay.read(log)
+        batches = [placed.of(step, tuple(lengths)) for step, lengths in enumerate(self.lengths)]
+        return [timed(batch, placer.chooser.terms).seconds for batch in batches]
 
 
 def main() -> int:
@@ -158,7 +170,8 @@ def line(row: Row, first: Mapping[str, Any]) -> str:
         return f"{row.name:<40} {row.error}"
     origins = ", ".join(f"{many} {name}" for name, many in row.settings["origins"].items() if many)
     memory = f"{row.allocated / 1e9:6.1f} GB, {row.settings['host'] / 1e9:5.1f} GB in the host"
-    return f"{row.name:<40}{row.seconds:8.3f} s {memory}, apart {apart(first, row.settings):.1e}; {origins}"
+    seconds = f"{row.seconds:8.3f} s, predicted {row.predicted_seconds:.3f},"
+    return f"{row.name:<40}{seconds} {memory}, apart {apart(first, row.settings):.1e}; {origins}"
 
 
 def parsed() -> argparse.Namespace:
