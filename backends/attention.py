@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fourfold.backends.kernels.attention import Kept
+from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.remap import Remap
 from fourfold.backends.sequence import Key, Operands, Part
 from fourfold.ir.sequence.method import Gradients, Saved
@@ -43,6 +44,10 @@ class Attention:
     def held(self) -> int:
         """Tokens of its attention."""
         return sum(part.tokens for part in self.parts)
+
+
+Held = Documents | Attention
+"""What attention runs over: documents that are whole on this rank, or whatever else a batch plan put there."""
 
 
 @dataclass(frozen=True, slots=True)

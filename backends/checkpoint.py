@@ -42,7 +42,8 @@ from fourfold.backends.checkpoint_index import (
     read,
     require,
 )
-from fourfold.backends.ranks import Ranks, along, together, told
+from fourfold.backends.ranks import Ranks, together, told
+from fourfold.backends.wire import along
 from fourfold.hardware.errors import FourfoldError, RunError, UsageError
 from fourfold.ir.serial import to_json
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fourfold.backends import compat, skeleton
-from fourfold.backends.attention import Attention
+from fourfold.backends.attention import Attention, Held
 from fourfold.backends.batching import Packed
 from fourfold.backends.collectives import all_gather
 from fourfold.backends.emit import suffix_function
@@ -28,7 +28,7 @@ from fourfold.backends.offload import Offloading
 from fourfold.backends.pace import Pace, timed
 from fourfold.backends.placing import Turn
 from fourfold.backends.ranks import Ranks
-from fourfold.backends.runner import Held, Runner, untapped
+from fourfold.backends.runner import Runner, untapped
 from fourfold.backends.sequence import Chain
 from fourfold.backends.sequences import limits_of
 from fourfold.backends.teams import Lanes, attention_of, node_size

@@ -15,17 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fourfold.backends.wire import Wire
 from fourfold.ir.schedule import Action, Schedule
 
 Tensors = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """This rank's line of stages: global ranks in order, and the group they talk over."""
-
-    members: tuple[int, ...]
-    group: dist.ProcessGroup | None
 
 
 class Worker(Protocol):

@@ -19,8 +19,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from fourfold.backends.collectives import Axis
-from fourfold.backends.pipeline import Wire
 from fourfold.backends.torch_comm import TorchComm
+from fourfold.backends.wire import Wire
 from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.mesh import Mesh
 
@@ -189,14 +189,6 @@ def gathered(value: Any) -> list[Any]:
     """What every rank passed, in rank order."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
-    return found
-
-
-def along(wire: Wire, value: Any) -> list[Any]:
-    """What every rank of this line of stages passed, from the first stage on."""
-    found: list[Any] = [value] * len(wire.members)
-    if len(found) > 1:
-        dist.all_gather_object(found, value, group=wire.group)
     return found
 
 

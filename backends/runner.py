@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fourfold.backends.attention import Attention, Work, attend_parts
+from fourfold.backends.attention import Attention, Held, Work, attend_parts
 from fourfold.backends.collectives import Axis
 from fourfold.backends.kernels.attention import AS_IS, Hooks, Kept, attend
-from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.late import Tap
 from fourfold.backends.lower import Lowered, Mixer, Region
 from fourfold.ir.sequence.rectangles import Softmax
@@ -22,8 +21,6 @@ RegionFunction = Callable[..., tuple[Tensor, ...]]
 LossFunction = Callable[[Mixer, tuple[Tensor, ...]], Tensor]
 Taps = Callable[[tuple[Tap, ...]], tuple[Tensor, ...]]
 """The taps of a region's linear layers; none where every gradient comes at once."""
-Held = Documents | Attention
-"""What attention runs over: documents that are whole on this rank, or whatever else a batch plan put there."""
 
 
 def untapped(taps: tuple[Tap, ...]) -> tuple[Tensor, ...]:

@@ -11,12 +11,11 @@ from math import inf
 
 import torch
 
-from fourfold.backends.attention import Attention
+from fourfold.backends.attention import Attention, Held
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.placing import Part, Turn
 from fourfold.backends.ranks import Ranks
 from fourfold.backends.remap import Remap
-from fourfold.backends.runner import Held
 from fourfold.backends.sequence import Chain, Group, Local
 from fourfold.backends.torch_comm import TorchComm
 from fourfold.hardware.topology import Machine

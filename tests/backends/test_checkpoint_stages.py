@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from fourfold.backends.processes import run
 from fourfold.backends.program import Options, Program
-from fourfold.backends.ranks import along
+from fourfold.backends.wire import along
 from fourfold.compiler.schedules import Scheduled
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan, Sharing
