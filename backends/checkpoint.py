@@ -111,7 +111,7 @@ def save(folder: Path, contents: Contents, index: Index, ranks: Ranks) -> None:
         records = {name: optimizer_state.record(o, contents.names()) for name, o in contents.optimizers.items()}
         mine = {"rng": _rng(ranks.device), "stateful": _states(contents.stateful)}
     stages = along(ranks.wire, records)
-    mine["optimizers"] = {name: optimizer_state.merged([stage[name] for stage in stages]) for name in records}
+    mine["optimizers"] = {name: optimizer_state.merged([stage[name] for stage in stages]).values() for name in records}
     name = told(f"step-{index.position.steps:08d}-{uuid.uuid4().hex[:8]}")
     data = folder / name
     try:
@@ -221,7 +221,9 @@ def _make(data: Path, ranks: Ranks) -> None:
 
 def _rank_file(folder: Path, path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        found = torch.load(path, map_location="cpu", weights_only=False)
+        kept = {name: optimizer_state.Record(**values) for name, values in found["optimizers"].items()}
+        return {**found, "optimizers": kept}
     except Exception as error:
         raise RunError(f"checkpoint {folder} is damaged: {path.name}: {line(error)}") from error
 

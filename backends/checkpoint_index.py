@@ -18,7 +18,7 @@ from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.graph import Graph
 from fourfold.ir.serial import from_plain
 
-SCHEMA = "fourfold.checkpoint/1"
+SCHEMA = "fourfold.checkpoint/2"
 INDEX = "checkpoint.json"
 DATA = re.compile(r"step-\d{8}-[0-9a-f]{8}")
 SHOWN = 3

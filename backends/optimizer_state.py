@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class Record:
     settings: tuple[Mapping[str, Any], ...]
     sharded: Mapping[str, Mapping[str, torch.dtype]]
     plain: Mapping[str, Mapping[str, Any]]
+
+    def values(self) -> dict[str, Any]:
+        """Its fields by name, for a file that names no class of ours, which may move. `Record(**values)` reads it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def record(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
