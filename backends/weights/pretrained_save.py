@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fourfold.backends.pretrained import INDEX, ONE, safetensors
-from fourfold.backends.ranks import gathered, together
+from fourfold.backends.communication.ranks import gathered, together
+from fourfold.backends.weights.pretrained import INDEX, ONE, safetensors
 from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.graph import Graph
 

@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from fourfold.backends.collectives import Axis
-from fourfold.backends.torch_comm import TorchComm
-from fourfold.backends.wire import Wire
+from fourfold.backends.communication.collectives import Axis
+from fourfold.backends.communication.torch_comm import TorchComm
+from fourfold.backends.communication.wire import Wire
 from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.mesh import Mesh
 

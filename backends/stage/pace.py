@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.backends.runner import RegionFunction, Runner
+from fourfold.backends.stage.runner import RegionFunction, Runner
 from fourfold.ir.graph import Graph
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fourfold.backends import lazy
-from fourfold.backends.agreement import agreed
-from fourfold.backends.aside import Aside
-from fourfold.backends.lazy import Part
-from fourfold.backends.placing import Turn
-from fourfold.backends.sequences import Document, Limits
+from fourfold.backends.batch import lazy
+from fourfold.backends.batch.agreement import agreed
+from fourfold.backends.batch.lazy import Part
+from fourfold.backends.batch.placing import Turn
+from fourfold.backends.batch.sequences import Document, Limits
+from fourfold.backends.communication.aside import Aside
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from fourfold.backends import compat, skeleton
-from fourfold.backends.engine import Engine
+from fourfold.backends import compat
+from fourfold.backends.stage import skeleton
+from fourfold.backends.stage.engine import Engine
 
 
 class Sharding:

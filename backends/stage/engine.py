@@ -13,25 +13,26 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fourfold.backends import compat, skeleton
-from fourfold.backends.attention import Attention, Held
-from fourfold.backends.batching import Packed
-from fourfold.backends.collectives import all_gather
-from fourfold.backends.emit import suffix_function
-from fourfold.backends.host import Host
+from fourfold.backends import compat
+from fourfold.backends.attention.attention import Attention, Held
+from fourfold.backends.attention.sequence import Chain
+from fourfold.backends.attention.teams import Lanes, attention_of, node_size
+from fourfold.backends.batch.batching import Packed
+from fourfold.backends.batch.placing import Turn
+from fourfold.backends.batch.sequences import limits_of
+from fourfold.backends.communication.collectives import all_gather
+from fourfold.backends.communication.ranks import Ranks
 from fourfold.backends.kernels.attention import AS_IS, Hooks
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
 from fourfold.backends.kernels.user_loss import Loss, chunked_loss, counted
-from fourfold.backends.late import Late, sized
-from fourfold.backends.lower import Lowered, Mixer, Region, lower
-from fourfold.backends.offload import Offloading
-from fourfold.backends.pace import Pace, timed
-from fourfold.backends.placing import Turn
-from fourfold.backends.ranks import Ranks
-from fourfold.backends.runner import Runner, untapped
-from fourfold.backends.sequence import Chain
-from fourfold.backends.sequences import limits_of
-from fourfold.backends.teams import Lanes, attention_of, node_size
+from fourfold.backends.lowering.emit import suffix_function
+from fourfold.backends.lowering.late import Late, sized
+from fourfold.backends.lowering.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.stage import skeleton
+from fourfold.backends.stage.host import Host
+from fourfold.backends.stage.offload import Offloading
+from fourfold.backends.stage.pace import Pace, timed
+from fourfold.backends.stage.runner import Runner, untapped
 from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Block, Graph, Source
 from fourfold.ir.plan import Layout, Plan
@@ -269,8 +270,7 @@ class Engine:
 
     def _loss(self, step: Mixer, inputs: tuple[Tensor, ...]) -> Tensor:
         x_1TD, weight, targets_T, weights_T, *parameters = inputs
-        transposed = bool(dict(step.node.kwargs).get("transposed"))
-        weight_VD = weight.t() if transposed else weight
+        weight_VD = weight.t() if dict(step.node.kwargs).get("transposed") else weight
         rows = weight_VD.shape[0]
         vocabulary = Vocabulary(0, rows)
         if step.cut == "v":

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from fourfold.backends.lost import LostRankError
+from fourfold.backends.communication.lost import LostRankError
 from fourfold.hardware.errors import FourfoldError, RunError
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from fourfold.backends.collectives import Axis, conversion_words, convert
-from fourfold.backends.emit import Local, emit, local_shape
-from fourfold.backends.late import Tap
+from fourfold.backends.communication.collectives import Axis, conversion_words, convert
+from fourfold.backends.lowering.emit import Local, emit, local_shape
+from fourfold.backends.lowering.late import Tap
 from fourfold.ir.conversion import conversion
 from fourfold.ir.graph import Block, Node
 from fourfold.ir.plan import Layout

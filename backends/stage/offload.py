@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fourfold.backends.host import Away, Host
 from fourfold.backends.kernels.attention import Hooks
+from fourfold.backends.stage.host import Away, Host
 from fourfold.ir.batch import RESIDENT, spare
 
 Resident = Callable[[], Iterable[Tensor]]

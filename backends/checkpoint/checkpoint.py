@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from fourfold.backends import optimizer_state
-from fourfold.backends.checkpoint_index import (
+from fourfold.backends.checkpoint import optimizer_state
+from fourfold.backends.checkpoint.checkpoint_index import (
     Index,
     Position,
     check,
@@ -42,8 +42,8 @@ from fourfold.backends.checkpoint_index import (
     read,
     require,
 )
-from fourfold.backends.ranks import Ranks, together, told
-from fourfold.backends.wire import along
+from fourfold.backends.communication.ranks import Ranks, together, told
+from fourfold.backends.communication.wire import along
 from fourfold.hardware.errors import FourfoldError, RunError, UsageError
 from fourfold.ir.serial import to_json
 

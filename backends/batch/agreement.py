@@ -7,8 +7,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fourfold.backends.aside import Aside
-from fourfold.backends.sequences import Document, Limits, digest, documents
+from fourfold.backends.batch.sequences import Document, Limits, digest, documents
+from fourfold.backends.communication.aside import Aside
 from fourfold.hardware.errors import FourfoldError, RunError, UsageError
 
 REFUSED = -1

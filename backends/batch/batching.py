@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fourfold.backends import placing
-from fourfold.backends.aside import moved
-from fourfold.backends.lazy import Part
-from fourfold.backends.placing import Turn
-from fourfold.backends.sequences import IGNORED, Document
+from fourfold.backends.batch import placing
+from fourfold.backends.batch.lazy import Part
+from fourfold.backends.batch.placing import Turn
+from fourfold.backends.batch.sequences import IGNORED, Document
+from fourfold.backends.communication.aside import moved
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.batch import Piece, Team
 from fourfold.ir.plan import Plan

@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from fourfold.backends.agreement import compare
-from fourfold.backends.aside import Aside
-from fourfold.backends.placing import Turn
-from fourfold.backends.sequences import IGNORED, Limits, rows, short
+from fourfold.backends.batch.agreement import compare
+from fourfold.backends.batch.placing import Turn
+from fourfold.backends.batch.sequences import IGNORED, Limits, rows, short
+from fourfold.backends.communication.aside import Aside
 from fourfold.hardware.errors import FourfoldError, UsageError
 from fourfold.ir.sequence.tokens import Run
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fourfold.backends.wire import Wire
+from fourfold.backends.communication.wire import Wire
 from fourfold.ir.schedule import Action, Schedule
 
 Tensors = tuple[Tensor, ...]

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.backends.aside import Aside
-from fourfold.backends.batching import Portion
-from fourfold.backends.engine import Engine, Micro
-from fourfold.backends.late import Late
-from fourfold.backends.pipeline import Executor
-from fourfold.backends.random import seeded
-from fourfold.backends.sequence import Chain
-from fourfold.backends.sharding import Sharding
-from fourfold.backends.tied import Tied
+from fourfold.backends.attention.sequence import Chain
+from fourfold.backends.batch.batching import Portion
+from fourfold.backends.communication.aside import Aside
+from fourfold.backends.lowering.late import Late
+from fourfold.backends.stage.engine import Engine, Micro
+from fourfold.backends.stage.sharding import Sharding
+from fourfold.backends.stage.tied import Tied
+from fourfold.backends.step.pipeline import Executor
+from fourfold.backends.step.random import seeded
 from fourfold.ir.schedule import Schedule
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourfold.backends.late import linear
+from fourfold.backends.lowering.late import linear
 from fourfold.ir.graph import TOKENS, Arg, Node, Ref
 from fourfold.ir.rule import State
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourfold.backends.attention.remap import Remap
+from fourfold.backends.attention.sequence import Key, Operands, Part
 from fourfold.backends.kernels.attention import Kept
 from fourfold.backends.kernels.documents import Documents
-from fourfold.backends.remap import Remap
-from fourfold.backends.sequence import Key, Operands, Part
 from fourfold.ir.sequence.method import Gradients, Saved
 from fourfold.ir.sequence.rectangles import Softmax
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard
 
-from fourfold.backends.boxes import Box, box_of
-from fourfold.backends.initial import Initialised
-from fourfold.backends.ranks import Ranks
+from fourfold.backends.communication.ranks import Ranks
+from fourfold.backends.weights.boxes import Box, box_of
+from fourfold.backends.weights.initial import Initialised
 from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.graph import Graph
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fourfold.backends.attention import Attention, Held, Work, attend_parts
-from fourfold.backends.collectives import Axis
+from fourfold.backends.attention.attention import Attention, Held, Work, attend_parts
+from fourfold.backends.communication.collectives import Axis
 from fourfold.backends.kernels.attention import AS_IS, Hooks, Kept, attend
-from fourfold.backends.late import Tap
-from fourfold.backends.lower import Lowered, Mixer, Region
+from fourfold.backends.lowering.late import Tap
+from fourfold.backends.lowering.lower import Lowered, Mixer, Region
 from fourfold.ir.sequence.rectangles import Softmax
 
 RegionFunction = Callable[..., tuple[Tensor, ...]]
@@ -58,7 +58,7 @@ class Runner:
         recompute: what the backward finds kept ("none"), or works out anew: all ("full"), or all but attention's
         results ("regions"). A block with the loss keeps its own: the loss makes its gradients in its forward.
         `parameters` is asked again in a replay, when what was gathered first may be gone. `taps` catch the gradients
-        of weights that shall wait (backends/late.py). `hooks` keep attention's results for a replay.
+        of weights that shall wait (backends/lowering/late.py). `hooks` keep attention's results for a replay.
         """
         env = dict(zip(self.lowered.block.inputs, inputs, strict=True))
         if recompute != "none" and not self._has_loss():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from fourfold.backends.wire import Wire, along
+from fourfold.backends.communication.wire import Wire, along
 from fourfold.hardware.errors import ModelError
 from fourfold.ir.graph import Graph
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fourfold.backends.engine import Engine
+from fourfold.backends.stage.engine import Engine
 from fourfold.ir.stages import shared_parameters
 
 

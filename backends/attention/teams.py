@@ -11,13 +11,13 @@ from math import inf
 
 import torch
 
-from fourfold.backends.attention import Attention, Held
+from fourfold.backends.attention.attention import Attention, Held
+from fourfold.backends.attention.remap import Remap
+from fourfold.backends.attention.sequence import Chain, Group, Local
+from fourfold.backends.batch.placing import Part, Turn
+from fourfold.backends.communication.ranks import Ranks
+from fourfold.backends.communication.torch_comm import TorchComm
 from fourfold.backends.kernels.documents import Documents
-from fourfold.backends.placing import Part, Turn
-from fourfold.backends.ranks import Ranks
-from fourfold.backends.remap import Remap
-from fourfold.backends.sequence import Chain, Group, Local
-from fourfold.backends.torch_comm import TorchComm
 from fourfold.hardware.topology import Machine
 from fourfold.ir.plan import Plan, Sharing
 from fourfold.ir.sequence import METHODS
