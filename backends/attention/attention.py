@@ -1,4 +1,4 @@
-"""Attention of one micro-step on one rank, one node for autograd: parts on their lanes, and a remap around them all.
+"""Attention of one micro-step on one rank, one node for autograd: parts on their queues, and a remap around them all.
 
 Parts run in order; on a GPU those that other ranks share have streams of their own, so that their messages pass while
 local documents are worked on. Source of the order: Zeppelin's attention engine (arXiv 2509.21841), slowest first.
@@ -26,8 +26,8 @@ from fourfold.ir.sequence.rectangles import Softmax
 class Attention:
     """What a micro-step's attentions run over: parts that stand one behind the other, and a remap.
 
-    run: tokens of this rank's regions, padding left out. streams: of each lane, on a GPU. call: of the graph, which one
-    attends.
+    run: tokens of this rank's regions, padding left out. streams: of each queue, on a GPU. call: of the graph, which
+    one attends.
     """
 
     parts: tuple[Part, ...]
@@ -67,9 +67,9 @@ class Work:
         """Out of all parts, followed by no values up to `tokens`, and what each part saves beside out and operands."""
         out = _room(operands[0], tokens)
         rests: list[Saved] = []
-        with _Lanes.over(self.over) as lanes:
+        with _Queues.over(self.over) as queues:
             for part, rows in self._rows():
-                with lanes.of(part):
+                with queues.of(part):
                     found, rest = part.forward(_cut(operands, rows), self.softmax, self.key)
                     out[rows].copy_(found)
                     rests.append(rest)
@@ -79,9 +79,9 @@ class Work:
         """Gradients in the regions' layout, padding without any."""
         (grad_out,) = self._inward((grad,))
         into = tuple(_room(x, self.size(grad.shape[0])) for x in operands)
-        with _Lanes.over(self.over) as lanes:
+        with _Queues.over(self.over) as queues:
             for (part, rows), rest in zip(self._rows(), rests, strict=True):
-                with lanes.of(part):
+                with queues.of(part):
                     mine = grad_out[rows].contiguous(), _cut(operands, rows), out[rows], rest
                     for there, found in zip(into, part.backward(*mine, self.softmax, self.key), strict=True):
                         there[rows].copy_(found)
@@ -172,22 +172,22 @@ def _save(ctx: Any, work: Work, operands: Operands, out: Tensor, rests: list[Sav
 
 
 @dataclass(frozen=True, slots=True)
-class _Lanes:
-    """Streams beside the current one, by lane; each begins when that has come here, and it goes on when all are done.
+class _Queues:
+    """Streams beside the current one, by queue; each begins when that has come here, and it goes on when all are done.
 
-    Empty where a single lane is used: nothing would pass beside it.
+    Empty where a single queue is used: nothing would pass beside it.
     """
 
     streams: Mapping[int, torch.cuda.Stream]
 
     @classmethod
-    def over(cls, attention: Attention) -> _Lanes:
-        used = {part.lane for part in attention.parts}
+    def over(cls, attention: Attention) -> _Queues:
+        used = {part.queue for part in attention.parts}
         if len(used) < 2 or not attention.streams:
             return cls({})
-        return cls({lane: attention.streams[lane] for lane in used if lane is not None})
+        return cls({queue: attention.streams[queue] for queue in used if queue is not None})
 
-    def __enter__(self) -> _Lanes:
+    def __enter__(self) -> _Queues:
         for stream in self.streams.values():
             stream.wait_stream(torch.cuda.current_stream())
         return self
@@ -198,7 +198,7 @@ class _Lanes:
 
     def of(self, part: Part) -> AbstractContextManager[Any]:
         """Where a part runs."""
-        stream = None if part.lane is None else self.streams.get(part.lane)
+        stream = None if part.queue is None else self.streams.get(part.queue)
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 

@@ -1,6 +1,6 @@
 """What attention of one micro-step runs over on one rank: whole documents of its own, or those a team shares.
 
-Each is a part: tokens that stand together, a lane, and a forward and backward that `attention.py` calls.
+Each is a part: tokens that stand together, a queue, and a forward and backward that `attention.py` calls.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Local:
     """Documents that are whole on this rank, packed."""
 
     documents: Documents
-    lane: int | None = None
+    queue: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -80,7 +80,7 @@ class Group:
     travel: torch.dtype | None = None
     earlier: tuple[Shard, ...] = ()
     chain: Chain | None = None
-    lane: int | None = None
+    queue: int | None = None
     known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
 
     @property

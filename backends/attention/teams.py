@@ -24,26 +24,26 @@ from fourfold.ir.sequence import METHODS
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class Queues:
     """The queues of a rank: one for teams that leave a node, where some do, and one for those inside.
 
     node: ranks of a node, of all ranks; streams: one for each queue, on a GPU.
     """
 
-    queues: tuple[TorchComm, ...]
+    comms: tuple[TorchComm, ...]
     node: float
     streams: tuple[torch.cuda.Stream, ...]
 
     @classmethod
-    def of(cls, ranks: Ranks, node: float) -> Lanes:
+    def of(cls, ranks: Ranks, node: float) -> Queues:
         """Those of this rank."""
         cuda = ranks.device.type == "cuda"
         return cls(ranks.queues, node, tuple(_stream() for _ in ranks.queues) if cuda else ())
 
-    def lane(self, members: Sequence[int]) -> int:
+    def of_team(self, members: Sequence[int]) -> int:
         """The queue of a team of global ranks."""
         nodes = {rank // self.node for rank in members}
-        return 0 if len(nodes) > 1 else len(self.queues) - 1
+        return 0 if len(nodes) > 1 else len(self.comms) - 1
 
 
 def _stream() -> torch.cuda.Stream:
@@ -63,16 +63,16 @@ def queues(plan: Plan, *, placed: bool) -> int:
 
 
 def attention_of(
-    turn: Turn, lengths: tuple[int, ...], ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], lanes: Lanes
+    turn: Turn, lengths: tuple[int, ...], ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], own: Queues
 ) -> Held:
     """What attention runs over in a turn; `lengths` are those of its runs, padding included."""
     if not turn.moves and all(len(part.team.ranks) == 1 and not part.earlier for part in turn.parts):
         return Documents.of(lengths, ranks.device)
-    parts = tuple(_part(part, ranks, sharing, chains, lanes) for part in turn.parts)
-    return Attention(parts, turn.run.tokens, _remap(turn, lanes), lanes.streams)
+    parts = tuple(_part(part, ranks, sharing, chains, own) for part in turn.parts)
+    return Attention(parts, turn.run.tokens, _remap(turn, own), own.streams)
 
 
-def _part(part: Part, ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], lanes: Lanes) -> Local | Group:
+def _part(part: Part, ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], own: Queues) -> Local | Group:
     team = part.team
     alone = len(team.ranks) == 1
     if alone and not part.earlier:
@@ -81,19 +81,19 @@ def _part(part: Part, ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], 
     if part.earlier:
         chain = chains.setdefault(team.pieces[0].sequence, Chain(part.rows))
     if alone:
-        comm, lane = TorchComm((ranks.rank,), None), None
+        comm, queue = TorchComm((ranks.rank,), None), None
     else:
-        pool = lanes.queues[0].members
+        pool = own.comms[0].members
         members = tuple(pool[rank] for rank in team.ranks)
-        lane = lanes.lane(members)
-        comm = TorchComm(members, lanes.queues[lane].group)
+        queue = own.of_team(members)
+        comm = TorchComm(members, own.comms[queue].group)
     method, travel = METHODS["ring" if alone else team.method], getattr(torch, sharing.travel)
-    return Group(comm, part.shards, method, team.ulysses, travel, part.earlier, chain, lane)
+    return Group(comm, part.shards, method, team.ulysses, travel, part.earlier, chain, queue)
 
 
-def _remap(turn: Turn, lanes: Lanes) -> Remap | None:
+def _remap(turn: Turn, own: Queues) -> Remap | None:
     if not turn.moves:
         return None
     gives = tuple((move.target, move.tokens) for move in turn.moves if move.source == turn.rank)
     takes = tuple((move.source, move.tokens) for move in turn.moves if move.target == turn.rank)
-    return Remap(lanes.queues[0], gives, takes)
+    return Remap(own.comms[0], gives, takes)

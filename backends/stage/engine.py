@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fourfold.backends import compat
 from fourfold.backends.attention.attention import Attention, Held
 from fourfold.backends.attention.sequence import Chain
-from fourfold.backends.attention.teams import Lanes, attention_of, node_size
+from fourfold.backends.attention.teams import Queues, attention_of, node_size
 from fourfold.backends.batch.batching import Packed
 from fourfold.backends.batch.placing import Turn
 from fourfold.backends.batch.sequences import limits_of
@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         self.plan, self.graph, self.ranks, self.user_loss = plan, graph, ranks, loss
         self.scale = 1.0
-        self.lanes = Lanes.of(ranks, node_size(plan))
+        self.queues = Queues.of(ranks, node_size(plan))
         self.suffix = suffix_function(graph.suffix) if graph.suffix else None
         self.lowered = {name: self._lowered(block, training=True) for name, block in graph.blocks.items()}
         self.runners = {name: self._runner(low, compiled) for name, low in self.lowered.items()}
@@ -154,7 +154,7 @@ class Engine:
     def micro(self, packed: Packed, turn: Turn, chains: dict[int, Chain]) -> Micro:
         """A micro-step as stages run it; `chains` has what sequences in chunks keep on this rank, by sequence."""
         given = (packed.tokens, packed.positions, packed.targets, packed.weights)
-        return Micro(given, attention_of(turn, packed.lengths, self.ranks, self.plan.sharing, chains, self.lanes))
+        return Micro(given, attention_of(turn, packed.lengths, self.ranks, self.plan.sharing, chains, self.queues))
 
     def crosses(self, stage: int) -> tuple[bool, ...]:
         """Of each value a stage gives to the next: whether a gradient comes back for it."""

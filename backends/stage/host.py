@@ -27,8 +27,8 @@ LEAVING = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """One direction."""
+class Direction:
+    """Out of the device or back into it: a stream of its own on a GPU."""
 
     stream: torch.cuda.Stream | None = None
 
@@ -51,11 +51,11 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """The pages of one rank, those that are free, and the lanes out and back."""
+    """The pages of one rank, those that are free, and the directions out and back."""
 
     device: torch.device
-    out: Lane = Lane()
-    back: Lane = Lane()
+    out: Direction = Direction()
+    back: Direction = Direction()
     page: int = PAGE
     least: int = LEAST
     free: deque[Page] = field(default_factory=deque)
@@ -67,7 +67,7 @@ class Host:
         """Of a device; no page exists before it is needed."""
         if device.type != "cuda":
             return cls(device)
-        out, back = (Lane(torch.cuda.Stream(device)) for _ in range(2))  # type: ignore[no-untyped-call]
+        out, back = (Direction(torch.cuda.Stream(device)) for _ in range(2))  # type: ignore[no-untyped-call]
         return cls(device, out, back)
 
     def take(self, size: int) -> list[Page]:
