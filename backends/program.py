@@ -12,24 +12,26 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard
 from torch.optim import Optimizer
 
-from fourfold.backends import batching, checkpoint, pretrained, pretrained_save, weights
-from fourfold.backends.aside import Aside
-from fourfold.backends.batching import Portion
-from fourfold.backends.checkpoint import Contents
-from fourfold.backends.checkpoint_index import SCHEMA, Index, Position, computation, version
-from fourfold.backends.clip import clip_grad_norm_
-from fourfold.backends.engine import Engine
-from fourfold.backends.given import given
-from fourfold.backends.initial import Initialised
+from fourfold.backends.attention.teams import queues
+from fourfold.backends.batch import batching
+from fourfold.backends.batch.batching import Portion
+from fourfold.backends.batch.given import given
+from fourfold.backends.batch.placing import Turn, turns
+from fourfold.backends.batch.sequences import limits_of
+from fourfold.backends.checkpoint import checkpoint
+from fourfold.backends.checkpoint.checkpoint import Contents
+from fourfold.backends.checkpoint.checkpoint_index import SCHEMA, Index, Position, computation, version
+from fourfold.backends.communication.aside import Aside
+from fourfold.backends.communication.lost import reachable
+from fourfold.backends.communication.ranks import TIMEOUT, Ranks, join, same, together
 from fourfold.backends.kernels.user_loss import Loss
-from fourfold.backends.lost import reachable
-from fourfold.backends.placing import Turn, turns
-from fourfold.backends.ranks import TIMEOUT, Ranks, join, same, together
-from fourfold.backends.sequences import limits_of
-from fourfold.backends.sharding import Sharding
-from fourfold.backends.step import Step
-from fourfold.backends.teams import queues
-from fourfold.backends.tied import Tied
+from fourfold.backends.stage.engine import Engine
+from fourfold.backends.stage.sharding import Sharding
+from fourfold.backends.stage.tied import Tied
+from fourfold.backends.step.clip import clip_grad_norm_
+from fourfold.backends.step.step import Step
+from fourfold.backends.weights import pretrained, pretrained_save, weights
+from fourfold.backends.weights.initial import Initialised
 from fourfold.hardware.errors import UsageError
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.graph import Graph

@@ -22,8 +22,8 @@ from statistics import mean, median
 
 import torch
 
-from fourfold.backends import processes
 from fourfold.backends.calibrate import detect
+from fourfold.backends.communication import processes
 from fourfold.compiler import api
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.hardware import load

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fourfold.backends.communication.ranks import from_first
 from fourfold.backends.program import Options, Program
-from fourfold.backends.ranks import from_first
 from fourfold.compiler.capture import capture
 from fourfold.compiler.online import Online, Placer
 from fourfold.compiler.pipeline import planned

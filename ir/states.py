@@ -37,7 +37,8 @@ def stored(block: Block, name: str, needs: Mapping[str, tuple[State, ...]]) -> S
 def deferrable(block: Block, needs: Mapping[str, tuple[State, ...]]) -> tuple[str, ...]:
     """Linear layers whose weight's gradient may come later than their input's: those that read the weight as it lies.
 
-    Where a whole op reads it too, a cut one's gradient is joined on its way (backends/lower.py), and comes at once.
+    Where a whole op reads it too, a cut one's gradient is joined on its way (backends/lowering/lower.py), and comes at
+    once.
     """
     read: dict[str, set[State]] = {}
     for node in block.nodes:

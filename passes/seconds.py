@@ -25,7 +25,7 @@ from fourfold.passes.tables import Heads
 FUSIBLE = ("pointwise", "norm", "free")
 
 CHUNK = 2048
-"""Tokens whose logits the fused loss holds at once (backends/engine.py)."""
+"""Tokens whose logits the fused loss holds at once (backends/stage/engine.py)."""
 
 
 @dataclass(frozen=True, slots=True)

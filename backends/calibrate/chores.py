@@ -15,12 +15,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from fourfold.backends import compat
-from fourfold.backends.batching import pack
+from fourfold.backends.batch.batching import pack
+from fourfold.backends.batch.sequences import Limits, digest, documents
 from fourfold.backends.calibrate.ask import Ask
 from fourfold.backends.calibrate.clock import Clock
-from fourfold.backends.clip import clip_grad_norm_
-from fourfold.backends.collectives import convert
-from fourfold.backends.sequences import Limits, digest, documents
+from fourfold.backends.communication.collectives import convert
+from fourfold.backends.step.clip import clip_grad_norm_
 from fourfold.hardware.machine import Chore
 
 UNITS = 3

@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 
 from fourfold import hardware
-from fourfold.backends import processes
 from fourfold.backends.calibrate.ask import Ask
 from fourfold.backends.calibrate.chores import chores
 from fourfold.backends.calibrate.clock import cores
@@ -23,6 +22,7 @@ from fourfold.backends.calibrate.found import Found, Rates, found
 from fourfold.backends.calibrate.kernels import kernels
 from fourfold.backends.calibrate.profiles import Host, profiles
 from fourfold.backends.calibrate.surroundings import Busy, memory
+from fourfold.backends.communication import processes
 from fourfold.hardware.errors import UsageError
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fourfold.backends.aside import moved
+from fourfold.backends.communication.aside import moved
 from fourfold.ir.sequence.method import Gradients
 from fourfold.ir.sequence.rectangles import Rectangle
 

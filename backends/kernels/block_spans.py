@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fourfold.backends.aside import moved
+from fourfold.backends.communication.aside import moved
 from fourfold.ir.sequence.rectangles import Rectangle
 
 JOB = 5

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fourfold.backends.aside import moved
+from fourfold.backends.communication.aside import moved
 from fourfold.hardware.errors import RunError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fourfold.backends.emit import Local, emit
+from fourfold.backends.lowering.emit import Local, emit
 from fourfold.ir.graph import TOKENS, Node, Tensor
 
 COUNT = 7

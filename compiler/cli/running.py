@@ -159,7 +159,7 @@ def section(report: Mapping[str, Any]) -> Section:
 
 def expected(plan: Plan, workload: Workload) -> float:
     """The seconds a step over this workload should take, dealt as the plan's micro-steps hold it."""
-    from fourfold.backends.batching import dealt
+    from fourfold.backends.batch.batching import dealt
 
     lengths = [length for length, many in workload.lengths for _ in range(many)]
     micro_steps = len(dealt(lengths, ranks=plan.mesh.pool, capacity=plan.capacity)[0])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
-from fourfold.backends.aside import Aside
+from fourfold.backends.communication.aside import Aside
 from fourfold.compiler.online import telling
 from fourfold.compiler.online.choosing import ORIGINS, Chooser, Online
 from fourfold.compiler.schedules import ordered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fourfold.backends.batching import dealt
+from fourfold.backends.batch.batching import dealt
 
 LENGTHS = (37, 9, 24, 16, 31, 12)
 """Lengths of the documents of each bin in turn: odd, even, shorter and longer than the padding."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fourfold.backends import processes
-from fourfold.backends.sequences import limits_of
+from fourfold.backends.batch.sequences import limits_of
+from fourfold.backends.communication import processes
 from fourfold.compiler.api import plan_of
 from fourfold.compiler.capture import capture
 from fourfold.compiler.verify import batch as batches

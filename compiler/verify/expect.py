@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fourfold.backends import skeleton
-from fourfold.backends.collectives import Axis, convert
-from fourfold.backends.engine import CHUNK
-from fourfold.backends.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.communication.collectives import Axis, convert
+from fourfold.backends.lowering.lower import Lowered, Mixer, Region, lower
+from fourfold.backends.stage import skeleton
+from fourfold.backends.stage.engine import CHUNK
 from fourfold.ir.conversion import Move
 from fourfold.ir.graph import Graph, Tensor
 from fourfold.ir.plan import SIZES, Layout, Plan

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourfold.backends.initial import Initialised
+from fourfold.backends.weights.initial import Initialised
 from fourfold.hardware.errors import ModelError
 
 Sequences = Sequence[Mapping[str, Tensor]]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from fourfold.backends.batching import dealt_turns, padded
-from fourfold.backends.parts import Place, local, part_of, place_of
-from fourfold.backends.placing import Turn, turns
+from fourfold.backends.batch.batching import dealt_turns, padded
+from fourfold.backends.batch.placing import Turn, turns
+from fourfold.backends.communication.traffic import Traffic
 from fourfold.backends.program import Options, Program
-from fourfold.backends.traffic import Traffic
+from fourfold.backends.weights.parts import Place, local, part_of, place_of
 from fourfold.compiler.schedules import Scheduled, ordered
 from fourfold.compiler.verify.expect import Bytes
 from fourfold.compiler.verify.placement import Fixed

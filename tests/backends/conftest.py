@@ -66,7 +66,7 @@ def layouts(make: Make, dtype: str, tp: int) -> dict[str, Layout]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model under one plan. `program()` is for the processes of `backends.processes.run`."""
+    """One model under one plan. `program()` is for the processes of `backends.communication.processes.run`."""
 
     make: Make
     plan: Plan

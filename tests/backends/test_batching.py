@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.backends.batching import dealt, pack
-from fourfold.backends.sequences import digest, documents
+from fourfold.backends.batch.batching import dealt, pack
+from fourfold.backends.batch.sequences import digest, documents
 from fourfold.hardware.errors import UsageError
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Program
 
 Maker = Callable[[Program], torch.optim.Optimizer]
@@ -140,6 +141,16 @@ def test_an_optimizer_without_a_step_is_saved_too(tiny: Any, tmp_path: Path) -> 
     wanted = saved(one, tmp_path, tiny, momentum, steps=0)
     assert [g["lr"] for g in wanted["groups"]] == [0.1, 0.01]
     assert differences(loaded(one, tmp_path, momentum)[0], wanted) == []
+
+
+def test_a_rank_file_names_no_class_of_ours(tiny: Any, tmp_path: Path) -> None:
+    """What is saved is read by programs whose files may lie elsewhere."""
+    saved(tiny.case(tiny.llama), tmp_path, tiny, momentum, steps=1)
+    (path,) = tmp_path.glob("step-*/rank-0.pt")
+    with zipfile.ZipFile(path) as file:
+        (pickled,) = (file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
+    assert b"momentum" in pickled
+    assert b"fourfold" not in pickled
 
 
 def test_after_an_evaluation_the_weights_are_still_shards(tiny: Any, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from fourfold.backends import checkpoint
-from fourfold.backends.processes import run
+from fourfold.backends.checkpoint import checkpoint
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Program
 from fourfold.hardware.errors import FourfoldError, RunError
 

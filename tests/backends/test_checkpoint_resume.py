@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Program
 
 HALF, ALL = 10, 20

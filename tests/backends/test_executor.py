@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fourfold.backends.pipeline import Executor, Tensors, Wire
+from fourfold.backends.communication.wire import Wire
+from fourfold.backends.step.pipeline import Executor, Tensors
 from fourfold.ir.schedule import Action, Schedule
 from fourfold.ir.schedule_checks import check
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourfold.backends.initial import Initialised
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
+from fourfold.backends.weights.initial import Initialised
 from fourfold.hardware.errors import ModelError, RunError
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourfold.backends.collectives import Axis
+from fourfold.backends.communication.collectives import Axis
 from fourfold.backends.kernels.documents import Documents
-from fourfold.backends.late import Late
-from fourfold.backends.lower import Lowered, Region, lower
-from fourfold.backends.runner import Runner
+from fourfold.backends.lowering.late import Late
+from fourfold.backends.lowering.lower import Lowered, Region, lower
+from fourfold.backends.stage.runner import Runner
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.ir.plan import Layout

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.backends import lazy
-from fourfold.backends.aside import Aside
-from fourfold.backends.batching import filled
-from fourfold.backends.placing import turns
-from fourfold.backends.processes import run
-from fourfold.backends.sequences import Limits, documents
+from fourfold.backends.batch import lazy
+from fourfold.backends.batch.batching import filled
+from fourfold.backends.batch.placing import turns
+from fourfold.backends.batch.sequences import Limits, documents
+from fourfold.backends.communication.aside import Aside
+from fourfold.backends.communication.processes import run
 from fourfold.hardware.errors import FourfoldError, UsageError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.sequence.tokens import Run, laid

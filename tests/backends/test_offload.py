@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fourfold.backends.engine import Engine
-from fourfold.backends.host import LEAVING, Away, Host
-from fourfold.backends.offload import Offloading
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Options, Program
+from fourfold.backends.stage.engine import Engine
+from fourfold.backends.stage.host import LEAVING, Away, Host
+from fourfold.backends.stage.offload import Offloading
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.ir.batch import BatchPlan, Offload, Piece, spare
 from fourfold.ir.batch_rules import Bounds, complaints

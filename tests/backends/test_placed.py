@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Options, Program
 from fourfold.ir.batch import BatchPlan, Move, Piece
 from fourfold.ir.batch_rules import Bounds, complaints

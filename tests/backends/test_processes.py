@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.hardware.errors import RunError, UsageError
 
 

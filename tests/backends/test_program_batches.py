@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.hardware.errors import FourfoldError
 
 GOOD = [[5, 6, 7], [8, 9]]

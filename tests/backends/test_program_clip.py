@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fourfold.backends.processes import run
-from fourfold.backends.traffic import Traffic
+from fourfold.backends.communication.processes import run
+from fourfold.backends.communication.traffic import Traffic
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.backends.program import Options, Program
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fourfold.backends.processes import run
-from fourfold.backends.skeleton import Container
+from fourfold.backends.communication.processes import run
+from fourfold.backends.stage.skeleton import Container
 
 
 def test_no_view_leaves_a_container() -> None:

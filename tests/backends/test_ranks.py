@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fourfold.backends import ranks
-from fourfold.backends.processes import run
-from fourfold.backends.ranks import gathered, join, launch_line, same, together, told
+from fourfold.backends.communication import ranks
+from fourfold.backends.communication.processes import run
+from fourfold.backends.communication.ranks import gathered, join, launch_line, same, together, told
 from fourfold.hardware.errors import FourfoldError, ModelError, RunError
 from fourfold.ir.mesh import Mesh
 

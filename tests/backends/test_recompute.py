@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fourfold.backends import compat
-from fourfold.backends.collectives import Axis
+from fourfold.backends.communication.collectives import Axis
 from fourfold.backends.kernels import attention
 from fourfold.backends.kernels.documents import Documents
-from fourfold.backends.lower import Mixer, Region, lower
-from fourfold.backends.runner import Runner
+from fourfold.backends.lowering.lower import Mixer, Region, lower
+from fourfold.backends.stage.runner import Runner
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.ir.graph import TOKENS, Block
@@ -115,7 +115,7 @@ def test_results_of_attention_go_with_the_graph(block: Block) -> None:
             made(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fourfold.backends.runner.Kept", Watched)
+        patch.setattr("fourfold.backends.stage.runner.Kept", Watched)
         (found,) = runner.run(inputs, lambda: parameters, Documents.of(LENGTHS, "cpu"), recompute="regions")
     found.sum().backward()
     del found

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from fourfold.backends import checkpoint
-from fourfold.backends.processes import run
+from fourfold.backends.checkpoint import checkpoint
+from fourfold.backends.communication.processes import run
+from fourfold.backends.communication.ranks import gathered
 from fourfold.backends.program import Options, Program
-from fourfold.backends.ranks import gathered
 from fourfold.compiler.schedules import Scheduled
 from fourfold.hardware.errors import FourfoldError
 from fourfold.ir.mesh import Mesh

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.backends import processes
+from fourfold.backends.communication import processes
 from fourfold.compiler import api
 from fourfold.compiler.corpus import Corpus, read_corpus
 from fourfold.compiler.models.llama import Llama, LlamaConfig

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourfold.backends.collectives import Axis
-from fourfold.backends.emit import suffix_function
+from fourfold.backends.communication.collectives import Axis
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
-from fourfold.backends.lower import Mixer, Region, lower
-from fourfold.backends.runner import Runner
+from fourfold.backends.lowering.emit import suffix_function
+from fourfold.backends.lowering.lower import Mixer, Region, lower
+from fourfold.backends.stage.runner import Runner
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Layout
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import fourfold as ff
-from fourfold.backends.processes import run
+from fourfold.backends.communication.processes import run
 from fourfold.compiler.models import tiny
 from fourfold.hardware.errors import FourfoldError
 from fourfold.ir.serial import to_json

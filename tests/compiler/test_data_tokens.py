@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.backends import lazy
-from fourfold.backends.aside import Aside
-from fourfold.backends.placing import turns
-from fourfold.backends.processes import run
-from fourfold.backends.sequences import Limits
+from fourfold.backends.batch import lazy
+from fourfold.backends.batch.placing import turns
+from fourfold.backends.batch.sequences import Limits
+from fourfold.backends.communication.aside import Aside
+from fourfold.backends.communication.processes import run
 from fourfold.compiler.data import TokenFile
 from fourfold.hardware.errors import RunError, UsageError
 from fourfold.ir.batch import BatchPlan, Piece

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from fourfold.backends import pretrained, pretrained_save, processes
-from fourfold.backends.boxes import Box
-from fourfold.backends.parts import local
+from fourfold.backends.communication import processes
 from fourfold.backends.program import Options, Program
+from fourfold.backends.weights import pretrained, pretrained_save
+from fourfold.backends.weights.boxes import Box
+from fourfold.backends.weights.parts import local
 from fourfold.compiler.capture import capture
 from fourfold.compiler.schedules import Scheduled
 from fourfold.hardware.errors import FourfoldError, RunError, UsageError

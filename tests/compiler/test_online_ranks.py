@@ -11,8 +11,8 @@ from typing import Any
 import online_policies as policies
 import pytest
 
-from fourfold.backends.aside import Aside
-from fourfold.backends.processes import run
+from fourfold.backends.communication.aside import Aside
+from fourfold.backends.communication.processes import run
 from fourfold.compiler.online.choosing import Chooser, Online
 from fourfold.compiler.online.log import as_text
 from fourfold.compiler.online.paces import Paces

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import fourfold as ff
-from fourfold.backends import lazy
-from fourfold.backends.batching import filled
-from fourfold.backends.placing import turns
-from fourfold.backends.processes import run
-from fourfold.backends.sequences import Limits
+from fourfold.backends.batch import lazy
+from fourfold.backends.batch.batching import filled
+from fourfold.backends.batch.placing import turns
+from fourfold.backends.batch.sequences import Limits
+from fourfold.backends.communication.processes import run
 from fourfold.compiler.data.price import Predicted, predicted
 from fourfold.compiler.models import tiny
 from fourfold.compiler.online import Online, Placer

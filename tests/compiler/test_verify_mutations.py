@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourfold.backends import batching, collectives, engine, lower, processes
-from fourfold.backends.batching import Packed
-from fourfold.backends.collectives import Axis, convert
-from fourfold.backends.lower import Lowered, Region
+from fourfold.backends.batch import batching
+from fourfold.backends.batch.batching import Packed
+from fourfold.backends.communication import collectives, processes
+from fourfold.backends.communication.collectives import Axis, convert
+from fourfold.backends.lowering import lower
+from fourfold.backends.lowering.lower import Lowered, Region
+from fourfold.backends.stage import engine
 from fourfold.compiler.verify import verify
 from fourfold.compiler.verify.check import prepared
 from fourfold.compiler.verify.expect import lowered

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fourfold.backends.batching import dealt
+from fourfold.backends.batch.batching import dealt
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.compiler.verify import verify

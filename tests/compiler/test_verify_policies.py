@@ -11,8 +11,8 @@ import pytest
 from random_placements import AtRandom, given
 from torch import Tensor, nn
 
-from fourfold.backends.remap import Remap
-from fourfold.backends.step import Step
+from fourfold.backends.attention.remap import Remap
+from fourfold.backends.step.step import Step
 from fourfold.compiler.verify import Report, verify
 from fourfold.compiler.verify.rank import Job
 from fourfold.hardware.errors import RunError, UsageError

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fourfold.backends.collectives import Axis
-from fourfold.backends.emit import Local, emit, local_shape
+from fourfold.backends.communication.collectives import Axis
 from fourfold.backends.kernels.documents import Documents
 from fourfold.backends.kernels.linear_loss import Vocabulary, linear_cross_entropy
-from fourfold.backends.lower import Lowered, Mixer
-from fourfold.backends.runner import Runner
+from fourfold.backends.lowering.emit import Local, emit, local_shape
+from fourfold.backends.lowering.lower import Lowered, Mixer
+from fourfold.backends.stage.runner import Runner
 from fourfold.ir.graph import TOKENS, Block, Node, Ref
 from fourfold.ir.graph import Tensor as Value
 from fourfold.ir.ops import OPS, rule_for, rules

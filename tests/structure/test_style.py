@@ -20,7 +20,7 @@ EXCEPTIONS: dict[str, str] = {}
 # Settings reach the command line only. What is not a setting may be read in one named file.
 READS_ENVIRONMENT = {
     "compiler/cli/": "settings",
-    "backends/ranks.py": "torchrun tells a process who it is by RANK, LOCAL_RANK and WORLD_SIZE",
+    "backends/communication/ranks.py": "torchrun tells a process who it is by RANK, LOCAL_RANK and WORLD_SIZE",
 }
 
 # No text of the repository says these. A pattern is written so that it does not match itself.
