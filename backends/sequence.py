@@ -5,6 +5,7 @@ Each is a part: tokens that stand together, a lane, and a forward and backward t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ from fourfold.backends.kernels.block import block_for
 from fourfold.backends.kernels.documents import Documents
 from fourfold.ir.comm import Comm
 from fourfold.ir.sequence.method import Carried, Gradients, Job, Method, Saved
-from fourfold.ir.sequence.rectangles import Rectangle, Softmax
+from fourfold.ir.sequence.rectangles import Softmax
 from fourfold.ir.sequence.tokens import Shard
 
 Key = tuple[int, str]
@@ -71,6 +72,7 @@ class Group:
     """Documents that a team shares: the ranks, what each holds, and how they go about it.
 
     `ulysses` and `travel` are those of a Job; of a chunk, `earlier` too, and `chain` keeps what `carried` is there.
+    known: what all its jobs share.
     """
 
     comm: Comm
@@ -81,7 +83,7 @@ class Group:
     earlier: tuple[Shard, ...] = ()
     chain: Chain | None = None
     lane: int | None = None
-    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
+    known: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -30,14 +30,13 @@ class Shard:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", sum(run.count for run in self.runs))
 
-    def of(self, document: int) -> tuple[Run, ...]:
-        """The runs of one document."""
-        return tuple(run for run in self.runs if run.document == document)
-
     @property
-    def documents(self) -> tuple[int, ...]:
-        """The documents of which this rank holds tokens, in storage order."""
-        return tuple(dict.fromkeys(run.document for run in self.runs))
+    def by_document(self) -> dict[int, list[Run]]:
+        """The runs of each document of which this rank holds tokens, in storage order."""
+        found: dict[int, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.document, []).append(run)
+        return found
 
 
 Piece = tuple[int, int, int, int]
