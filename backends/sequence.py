@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fourfold.backends.kernels.attention import choose
+from fourfold.backends.kernels.attention import chosen_for
 from fourfold.backends.kernels.attention_case import Softmax as Scores
-from fourfold.backends.kernels.attention_case import case_of
 from fourfold.backends.kernels.block import block_for
 from fourfold.backends.kernels.documents import Documents
 from fourfold.ir.comm import Comm
@@ -51,10 +50,15 @@ class Local:
         """Of all its documents."""
         return self.documents.tokens
 
+    @property
+    def keeps(self) -> bool:
+        """Whether its backward needs neither operands nor out, but what it has saved."""
+        return False
+
     def forward(self, operands: Operands, softmax: Softmax, key: Key) -> tuple[Tensor, Saved]:
         """Out, and what backward needs beside it and the operands."""
         scores = Scores(softmax.scale, softmax.causal, softmax.window)
-        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        kernel = chosen_for(*operands[:2], self.documents, scores)
         out, lse = kernel.forward(*operands, self.documents, scores)
         return out, (lse,)
 
@@ -63,7 +67,7 @@ class Local:
     ) -> Gradients:
         """Gradients of the operands."""
         scores = Scores(softmax.scale, softmax.causal, softmax.window)
-        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        kernel = chosen_for(*operands[:2], self.documents, scores)
         return kernel.backward(grad, *operands, out, rest[0], self.documents, scores)
 
 
@@ -89,6 +93,11 @@ class Group:
     def tokens(self) -> int:
         """Of this rank."""
         return self.shards[self.comm.rank].tokens
+
+    @property
+    def keeps(self) -> bool:
+        """As a part of documents says; of a method that saves tensors of its own."""
+        return not self.method.plain
 
     def job(self, softmax: Softmax, key: Key) -> Job:
         """One attention of the group."""

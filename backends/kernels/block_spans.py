@@ -60,7 +60,7 @@ def layers(
     return _placed([_tables(spans, counts[1], sizes) for spans in stacked(seen, counts[0])], device)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def packed_layer(
     lengths: tuple[int, ...],
     *,
