@@ -54,9 +54,16 @@ class Layer:
 
 @lru_cache(maxsize=128)
 def layers(
-    seen: tuple[Rectangle, ...], counts: tuple[int, int], sizes: tuple[Sizes, Sizes, Sizes], device: torch.device
+    seen: tuple[Rectangle, ...],
+    counts: tuple[int, int],
+    sizes: tuple[Sizes, Sizes, Sizes],
+    device: torch.device,
+    stream: int = 0,
 ) -> tuple[Layer, ...]:
-    """The spans of all rectangles of (rows, keys), and the jobs of the three kernels' sizes, for each layer."""
+    """The spans of all rectangles of (rows, keys), and the jobs of the three kernels' sizes, for each layer.
+
+    stream: where they are read; another must not, as the copy to the device may not be done yet.
+    """
     return _placed([_tables(spans, counts[1], sizes) for spans in stacked(seen, counts[0])], device)
 
 

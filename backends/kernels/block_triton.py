@@ -97,7 +97,12 @@ def padded(width: int) -> int:
 
 def _layers(seen: Seen, q: Tensor, k: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
     counts, device = _counts(q, k), q.device
-    return seen.once((counts, tiles, device), lambda: layers(seen.rectangles, counts, tiles.sizes, device))
+    name = (counts, tiles, device)
+    return seen.once(name, lambda: layers(seen.rectangles, counts, tiles.sizes, device, _stream(device)))
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _counts(q: Tensor, k: Tensor) -> tuple[int, int]:
