@@ -34,7 +34,7 @@ from fourfold.backends.kernels.block_tiles import Tile, Tiles, architecture_of, 
 from fourfold.backends.kernels.block_triton import TritonBlock
 from fourfold.backends.kernels.block_triton_merge import mix
 from fourfold.ir.sequence.method import Block, zeros
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Seen
 
 ALLOWED = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
 OTHERS: Mapping[str, tuple[Tile, ...]] = {
@@ -118,15 +118,15 @@ def variants(shape: Shape, block: Block, device: torch.device, dtype: torch.dtyp
     return found
 
 
-def one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+def one_by_one(q_THD: Tensor, seen: Seen) -> Iterator[Call]:
     """Every rectangle as one dense call."""
-    return (Call("dense", (one,)) for one in seen)
+    return (Call("dense", Seen((one,))) for one in seen)
 
 
-def by_kind(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+def by_kind(q_THD: Tensor, seen: Seen) -> Iterator[Call]:
     """Squares in one packed call and full rectangles in another."""
     kinds = (tuple(one for one in seen if one.square is square) for square in (True, False))
-    return (Call("packed", kind) for kind in kinds if kind)
+    return (Call("packed", Seen(kind)) for kind in kinds if kind)
 
 
 def erred(shape: Shape, heads: Heads, block: Block, device: torch.device, dtype: torch.dtype) -> Row:
@@ -149,11 +149,12 @@ def once(block: Block, q: Tensor, grad: Tensor, kvs: list[Tensor], shape: Shape,
     if wide:
         q, grad, *kvs = (x.float() for x in (q, grad, *kvs))
     scale, sums, dq = q.shape[2] ** -0.5, block.empty(q), zeros(q)
+    seen = shape.seen
     for kv in kvs:
-        block.forward(sums, q, kv, shape.seen, scale)
+        block.forward(sums, q, kv, seen, scale)
     into = [zeros(kv) for kv in kvs]
     for kv, dkv in zip(kvs, into, strict=True):
-        block.backward((dq, dkv), grad, q, kv, sums.out.to(q.dtype), sums.lse, shape.seen, scale)
+        block.backward((dq, dkv), grad, q, kv, sums.out.to(q.dtype), sums.lse, seen, scale)
     return sums.out, sums.lse, dq, *into
 
 
@@ -184,7 +185,7 @@ def turn(
     grad: Tensor,
     q: Tensor,
     kv: Tensor,
-    seen: tuple[Rectangle, ...],
+    seen: Seen,
     scale: float,
 ) -> tuple[float, float]:
     """The seconds of one forward and of one backward."""

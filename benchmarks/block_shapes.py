@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
+from fourfold.ir.sequence.rectangles import Seen, Softmax, rectangles
 from fourfold.ir.sequence.tokens import laid
 
 K = 1024
@@ -23,10 +23,11 @@ class Shape:
     pair: tuple[int, int] = (0, 0)
 
     @property
-    def seen(self) -> tuple[Rectangle, ...]:
+    def seen(self) -> Seen:
         """The rectangles of the pair of ranks."""
         shards = laid(self.layout, self.lengths, self.ranks)
-        return rectangles(shards[self.pair[0]], shards[self.pair[1]], Softmax(1.0, self.causal, self.window))
+        softmax = Softmax(1.0, self.causal, self.window)
+        return Seen(rectangles(shards[self.pair[0]], shards[self.pair[1]], softmax))
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourfold.ir.comm import Expected
 from fourfold.ir.sequence.method import Job, Method, Sums, accumulation
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Seen
 
 Pass = Literal["forward", "backward"]
 
@@ -151,7 +151,7 @@ class RecordBlock:
         tokens, heads, _ = q_THD.shape
         return Sums(torch.empty_like(q_THD, dtype=kind), q_THD.new_empty((heads, tokens), dtype=kind))
 
-    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen, scale: float) -> None:
         """Lists the call."""
         self.events.append(_ran("forward", q_THD, kv_2NGD, seen))
 
@@ -166,7 +166,7 @@ class RecordBlock:
         kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
-        seen: tuple[Rectangle, ...],
+        seen: Seen,
         scale: float,
     ) -> None:
         """Lists the call."""
@@ -199,7 +199,7 @@ def record(
     return Recording(forward, tuple(comm.events[len(forward) :]))
 
 
-def _ran(kind: Pass, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...]) -> Ran:
+def _ran(kind: Pass, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen) -> Ran:
     pairs = sum(one.pairs for one in seen)
     rows, heads, width = q_THD.shape
     return Ran(kind, pairs, len(seen), rows, kv_2NGD.shape[1], heads, kv_2NGD.shape[2], width)

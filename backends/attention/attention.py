@@ -65,7 +65,7 @@ class Work:
 
     def forward(self, operands: Operands, tokens: int) -> tuple[Tensor, list[Saved]]:
         """Out of all parts, followed by no values up to `tokens`, and what each part saves beside out and operands."""
-        out = _room(operands[0], tokens)
+        out = self._room(operands[0], tokens)
         rests: list[Saved] = []
         with _Queues.over(self.over) as queues:
             for part, rows in self._rows():
@@ -78,7 +78,7 @@ class Work:
     def backward(self, grad: Tensor, operands: Operands, out: Tensor, rests: list[Saved]) -> Gradients:
         """Gradients in the regions' layout, padding without any."""
         (grad_out,) = self._inward((grad,))
-        into = tuple(_room(x, self.size(grad.shape[0])) for x in operands)
+        into = tuple(self._room(x, self.size(grad.shape[0])) for x in operands)
         with _Queues.over(self.over) as queues:
             for (part, rows), rest in zip(self._rows(), rests, strict=True):
                 with queues.of(part):
@@ -87,6 +87,12 @@ class Work:
                         there[rows].copy_(found)
         dq, dk, dv = self.outward(into, grad.shape[0])
         return dq, dk, dv
+
+    def kept(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What backward is given of operands and out: no row of them where every part keeps its own."""
+        if not all(part.keeps for part in self.over.parts):
+            return results
+        return tuple(x.new_empty((0, *x.shape[1:])) for x in results)
 
     def size(self, tokens: int) -> int:
         """Rows of attention's tensors where the regions' have `tokens`: of the same where nothing is moved."""
@@ -102,6 +108,12 @@ class Work:
         if self.over.remap is not None:
             return self.over.remap.inward(tensors, self.over.run)
         return tuple(x.narrow(0, 0, self.over.run) for x in tensors)
+
+    def _room(self, like: Tensor, tokens: int) -> Tensor:
+        """A tensor of `tokens` rows like those of `like`, to be written to; rows that no part has are zero."""
+        found = like.new_empty((tokens, *like.shape[1:]))
+        found[self.over.held :].zero_()
+        return found
 
     def _rows(self) -> Iterator[tuple[Part, slice]]:
         at = 0
@@ -168,7 +180,7 @@ class _Again(torch.autograd.Function):
 
 def _save(ctx: Any, work: Work, operands: Operands, out: Tensor, rests: list[Saved]) -> None:
     ctx.work = work
-    ctx.save_for_backward(*operands, out, *(x for rest in rests for x in rest))
+    ctx.save_for_backward(*work.kept((*operands, out)), *(x for rest in rests for x in rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +212,6 @@ class _Queues:
         """Where a part runs."""
         stream = None if part.queue is None else self.streams.get(part.queue)
         return nullcontext() if stream is None else torch.cuda.stream(stream)
-
-
-def _room(like: Tensor, tokens: int) -> Tensor:
-    """A tensor of `tokens` rows like those of `like`, to be written to; rows beyond its own are zero."""
-    found = like.new_empty((tokens, *like.shape[1:]))
-    found[like.shape[0] :].zero_()
-    return found
 
 
 def _cut(tensors: Operands, rows: slice) -> Operands:

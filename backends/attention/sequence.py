@@ -5,19 +5,19 @@ Each is a part: tokens that stand together, a queue, and a forward and backward 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fourfold.backends.kernels.attention import choose
+from fourfold.backends.kernels.attention import chosen_for
 from fourfold.backends.kernels.attention_case import Softmax as Scores
-from fourfold.backends.kernels.attention_case import case_of
 from fourfold.backends.kernels.block import block_for
 from fourfold.backends.kernels.documents import Documents
 from fourfold.ir.comm import Comm
 from fourfold.ir.sequence.method import Carried, Gradients, Job, Method, Saved
-from fourfold.ir.sequence.rectangles import Rectangle, Softmax
+from fourfold.ir.sequence.rectangles import Softmax
 from fourfold.ir.sequence.tokens import Shard
 
 Key = tuple[int, str]
@@ -50,10 +50,15 @@ class Local:
         """Of all its documents."""
         return self.documents.tokens
 
+    @property
+    def keeps(self) -> bool:
+        """Whether its backward needs neither operands nor out, but what it has saved."""
+        return False
+
     def forward(self, operands: Operands, softmax: Softmax, key: Key) -> tuple[Tensor, Saved]:
         """Out, and what backward needs beside it and the operands."""
         scores = Scores(softmax.scale, softmax.causal, softmax.window)
-        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        kernel = chosen_for(*operands[:2], self.documents, scores)
         out, lse = kernel.forward(*operands, self.documents, scores)
         return out, (lse,)
 
@@ -62,7 +67,7 @@ class Local:
     ) -> Gradients:
         """Gradients of the operands."""
         scores = Scores(softmax.scale, softmax.causal, softmax.window)
-        kernel = choose(case_of(operands[0], operands[1], self.documents, scores))
+        kernel = chosen_for(*operands[:2], self.documents, scores)
         return kernel.backward(grad, *operands, out, rest[0], self.documents, scores)
 
 
@@ -71,6 +76,7 @@ class Group:
     """Documents that a team shares: the ranks, what each holds, and how they go about it.
 
     `ulysses` and `travel` are those of a Job; of a chunk, `earlier` too, and `chain` keeps what `carried` is there.
+    known: what all its jobs share.
     """
 
     comm: Comm
@@ -81,12 +87,17 @@ class Group:
     earlier: tuple[Shard, ...] = ()
     chain: Chain | None = None
     queue: int | None = None
-    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
+    known: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
         """Of this rank."""
         return self.shards[self.comm.rank].tokens
+
+    @property
+    def keeps(self) -> bool:
+        """As a part of documents says; of a method that saves tensors of its own."""
+        return not self.method.plain
 
     def job(self, softmax: Softmax, key: Key) -> Job:
         """One attention of the group."""

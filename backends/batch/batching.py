@@ -142,14 +142,21 @@ def pack(docs: Sequence[Document], *, bucket: int, device: torch.device) -> Pack
 def filled(docs: Documents, held: Shard, *, bucket: int, device: torch.device, most: int = 0) -> Packed:
     """The tokens of the documents that one rank holds, padded to a whole bucket, and as far as `most` tokens are."""
     total, size = held.tokens, padded(max(most, held.tokens), bucket)
-    tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
-    targets, weights = torch.full((size,), IGNORED), torch.zeros(size)
-    for run in held.runs:
-        doc, here = docs[run.document], slice(run.at, run.at + run.count)
-        there = slice(run.start, run.start + run.count * run.step, run.step)
-        tokens[here], targets[here], weights[here] = doc.tokens[there], doc.targets[there], doc.weights[there]
-        positions[here] = torch.arange(run.start, run.start + run.count * run.step, run.step)
+    parts = [(docs[run.document], slice(run.start, run.start + run.count * run.step, run.step)) for run in held.runs]
+    rest = torch.zeros(size - total, dtype=torch.long)
+    tokens = torch.cat([*(doc.tokens[there] for doc, there in parts), rest])
+    targets = torch.cat([*(doc.targets[there] for doc, there in parts), rest.fill_(IGNORED)])
+    weights = torch.cat([*(doc.weights[there] for doc, there in parts), torch.zeros(size - total)])
     lengths = [run.count for run in held.runs]
     padding = [min(bucket, size - at) for at in range(total, size, bucket)]
-    ids, at, targets, weights = (moved(x, device) for x in (tokens[None], positions, targets, weights))
+    ids, at, targets, weights = (moved(x, device) for x in (tokens[None], _positions(held, size), targets, weights))
     return Packed(ids, at, targets, weights, tuple(lengths + padding))
+
+
+def _positions(held: Shard, size: int) -> Tensor:
+    """Of each stored token in its document; 0 where `size` goes beyond them."""
+    firsts = torch.tensor([(run.start - run.at * run.step, run.step, run.count) for run in held.runs]).reshape(-1, 3)
+    first, step, count = firsts.long().unbind(1)
+    found = torch.zeros(size, dtype=torch.long)
+    found[: held.tokens] = torch.arange(held.tokens) * step.repeat_interleave(count) + first.repeat_interleave(count)
+    return found

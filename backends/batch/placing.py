@@ -65,6 +65,8 @@ class Turn:
     @cached_property
     def run(self) -> Shard:
         """Its tokens as regions store them; documents are sequences of the batch."""
+        if not (self.leaving or self.arriving):
+            return self.attended
         return joined((stretch(self.attended, 0, self.attended.tokens - self.leaving), *self.arriving))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ IGNORED = -100
 """The label of a position without loss."""
 FIELDS = ("tokens", "labels", "weights")
 """What a sequence may carry, in the order a tuple gives it."""
+
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Tokens, labels and weights of one sequence, each at its own token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +67,32 @@ def documents(batch: Iterable[Any], limits: Limits | None = None) -> tuple[Docum
     """
     if isinstance(batch, (Mapping, str)) or not isinstance(batch, Iterable):
         raise UsageError(f"a batch is a list of sequences, not a {type(batch).__name__}")
-    found = tuple(_document(i, item, limits or Limits()) for i, item in enumerate(batch))
+    found = tuple(_rows(i, item) for i, item in enumerate(batch))
     if not found:
         raise UsageError("the batch is empty: step() needs at least one sequence of at least one token")
-    return found
+    lengths = [len(tokens) for tokens, *_ in found]
+    # All at once: a batch has hundreds of sequences, and the device waits for them.
+    tokens, labels, weights = (torch.cat(rows) for rows in zip(*found, strict=True))
+    _check_all(found, (tokens, labels, weights), limits or Limits())
+    last = torch.tensor(lengths).cumsum(0) - 1
+    targets, shifted = labels.roll(-1), weights.roll(-1)
+    targets[last] = IGNORED
+    parts = (x.split(lengths) for x in (tokens, targets, torch.where(targets == IGNORED, 0.0, shifted)))  # type: ignore[no-untyped-call]
+    return tuple(Document(*row) for row in zip(*parts, strict=True))
 
 
-def _document(index: int | str, item: Any, limits: Limits) -> Document:
-    tokens, labels, weights = rows(index, item, limits)
-    targets = torch.cat((labels[1:], torch.tensor([IGNORED])))
-    shifted = torch.cat((weights[1:], torch.zeros(1)))
-    return Document(tokens, targets, torch.where(targets == IGNORED, 0.0, shifted))
-
-
-def rows(index: int | str, item: Any, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+def rows(index: int | str, item: Any, limits: Limits) -> Rows:
     """Tokens, labels and weights of sequence `index`, or of a stretch that `index` names, each at its own token.
 
     Raises UsageError naming it.
     """
+    found = _rows(index, item)
+    _check(index, *found, limits)
+    return found
+
+
+def _rows(index: int | str, item: Any) -> Rows:
+    """As they are given, seen to be as long as each other."""
     given = _fields(index, item)
     tokens = _whole_numbers(index, "tokens", given["tokens"])
     if tokens.dim() != 1 or tokens.numel() == 0:
@@ -96,7 +108,6 @@ def rows(index: int | str, item: Any, limits: Limits) -> tuple[Tensor, Tensor, T
             raise UsageError(
                 f"sequence {index} has {len(tokens)} tokens and {name} of shape {shape}: one each is needed"
             )
-    _check(index, tokens, labels, weights, limits)
     return tokens, labels, weights
 
 
@@ -128,6 +139,19 @@ def _whole_numbers(index: int | str, name: str, values: Any) -> Tensor:
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
         raise UsageError(f"the {name} of sequence {index} are {found.dtype}: they must be whole numbers")
     return found.long()
+
+
+def _check_all(found: Sequence[Rows], whole: Rows, limits: Limits) -> None:
+    """Raises UsageError for the first sequence that is wrong; `whole` are all sequences as one."""
+    try:
+        _check("", *whole, replace(limits, positions=None))
+    except UsageError:
+        wrong = True
+    else:
+        wrong = limits.positions is not None and max(len(tokens) for tokens, *_ in found) > limits.positions
+    if wrong:
+        for index, one in enumerate(found):
+            _check(index, *one, limits)
 
 
 def _check(index: int | str, tokens: Tensor, labels: Tensor, weights: Tensor, limits: Limits) -> None:

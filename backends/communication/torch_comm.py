@@ -7,7 +7,7 @@ communicator a queue, made once; between two ranks messages arrive in the order 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -38,10 +38,10 @@ class TorchComm:
 
     members: tuple[int, ...]
     group: dist.ProcessGroup | None
+    rank: int = field(init=False)
 
-    @property
-    def rank(self) -> int:
-        return self.members.index(dist.get_rank())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", self.members.index(dist.get_rank()))
 
     @property
     def size(self) -> int:

@@ -1,8 +1,8 @@
 """Packed self-attention over documents: one node for autograd, checkpoints and compilers, several kernels beneath it.
 
-`fourfold::attention` returns (out, lse) and `fourfold::attention_backward` takes them, so a recompute policy that
-saves FORWARD's outputs runs the kernel once. `attend` is the function to call; KERNELS is the catalogue, in order of
-preference.
+Under a compiler or a dispatch mode that node is an op: `fourfold::attention` returns (out, lse), and
+`fourfold::attention_backward` takes them, so a recompute policy that saves FORWARD's outputs runs the kernel once.
+`attend` is the function to call; KERNELS is the catalogue, in order of preference.
 Letters: T packed tokens, H query heads, G key/value heads (query head h reads head h // (H / G)), D head dimension.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fourfold.backends.kernels.attention_aten import CPU_FLASH, FLASH
 from fourfold.backends.kernels.attention_case import Case, Gradients, Kernel, Softmax, case_of
@@ -79,21 +80,55 @@ def attend(
     """
     _check(q_THD, k_TGD, v_TGD, documents, window)
     softmax = Softmax(scale, causal, window)
-    name = choose(case_of(q_THD, k_TGD, documents, softmax), kernel).name
-    lengths = list(documents.lengths)
+    chosen = chosen_for(q_THD, k_TGD, documents, softmax, kernel)
     out: Tensor
     known = kept.take() if kept is not None else None
     if known is not None:
         out = _Again.apply(q_THD, k_TGD, v_TGD, *known, documents.offsets)  # type: ignore[no-untyped-call]
         return out
-    out, lse = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, name)
+    if is_in_torch_dispatch_mode() or torch.compiler.is_compiling():
+        lengths = list(documents.lengths)
+        out, lse = FORWARD(q_THD, k_TGD, v_TGD, documents.offsets, lengths, scale, causal, window, chosen.name)
+        told = [out.detach(), lse.detach()]
+    else:
+        told = []
+        out = _Attended.apply(q_THD, k_TGD, v_TGD, documents, softmax, chosen, told)  # type: ignore[no-untyped-call]
     if kept is not None:
-        kept.keep((out.detach(), lse.detach()))
+        kept.keep(told)
     return out
 
 
+class _Attended(torch.autograd.Function):
+    """What FORWARD and BACKWARD do, where nobody watches for these ops: they cost the host three times as much.
+
+    Out and lse are put into `told`, for a replay.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        documents: Documents,
+        softmax: Softmax,
+        kernel: Kernel,
+        told: list[Tensor],
+    ) -> Tensor:
+        out, lse = kernel.forward(q, k, v, documents, softmax)
+        ctx.save_for_backward(q, k, v, out, lse, documents.offsets)
+        ctx.how = documents, softmax, kernel
+        told += [out.detach(), lse]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (*saved, _), (documents, softmax, kernel) = ctx.saved_tensors, ctx.how
+        return (*_gradients(kernel, grads[0], tuple(saved), documents, softmax), *(None,) * 4)
+
+
 class _Again(torch.autograd.Function):
-    """Attention whose result is known: saves for backward what FORWARD saves, in its order, and computes nothing.
+    """Attention whose result is known: saves for backward what `_Attended` saves, in its order, and computes nothing.
 
     The graph of a replay is never walked back: what it saves goes to the nodes of the first run.
     """
@@ -106,6 +141,12 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise AssertionError("a replay of attention was differentiated")
+
+
+def chosen_for(q_THD: Tensor, k_TGD: Tensor, documents: Documents, softmax: Softmax, name: str | None = None) -> Kernel:
+    """`choose` for one call, asked once for all layers of these shapes."""
+    asked = (q_THD.shape, k_TGD.shape, q_THD.dtype, softmax, torch.are_deterministic_algorithms_enabled(), name)
+    return documents.once(asked, lambda: choose(case_of(q_THD, k_TGD, documents, softmax), name))
 
 
 def choose(case: Case, name: str | None = None) -> Kernel:
@@ -176,8 +217,15 @@ def _backward(
 ) -> Gradients:
     documents = Documents(tuple(lengths), offsets, max(lengths, default=0))
     softmax = Softmax(scale, causal, window)
+    return _gradients(named(kernel), grad, (q, k, v, out, lse), documents, softmax)
+
+
+def _gradients(
+    kernel: Kernel, grad: Tensor, saved: tuple[Tensor, ...], documents: Documents, softmax: Softmax
+) -> Gradients:
+    q, k, v, out, lse = saved
     # The gradient of a sum arrives as one number with strides of zero, which no kernel takes.
-    dq, dk, dv = named(kernel).backward(grad.contiguous(), q, k, v, out, lse, documents, softmax)
+    dq, dk, dv = kernel.backward(grad.contiguous(), q, k, v, out, lse, documents, softmax)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 

@@ -117,7 +117,7 @@ def mixed_forward(
 ) -> tuple[Tensor, Tensor]:
     """Out [T, H, D] and lse [H, T]: spans worth it through cuDNN, stretches between them through a packed kernel."""
     parts = []
-    for piece in pieces(documents.lengths):
+    for piece in _pieces(documents):
         if isinstance(piece, Span):
             parts.append(_span_forward(q_THD, k_TGD, v_TGD, piece, softmax))
             continue
@@ -139,7 +139,7 @@ def mixed_backward(
     """The gradients of q, k and v, each piece by the kernel that made it."""
     tensors = (grad_THD, q_THD, k_TGD, v_TGD, out_THD)
     parts = []
-    for piece in pieces(documents.lengths):
+    for piece in _pieces(documents):
         if isinstance(piece, Span):
             parts.append(_span_backward(tensors, lse_HT, piece, softmax))
             continue
@@ -206,7 +206,15 @@ def _batch(x_THD: Tensor, span: Span, padding: int) -> Tensor:
     return F.pad(batch.transpose(1, 2), (0, 0, 0, 0, 0, padding)).transpose(1, 2) if padding else batch
 
 
+def _pieces(documents: Documents) -> tuple[Span | Stretch, ...]:
+    return documents.once("pieces", lambda: tuple(pieces(documents.lengths)))
+
+
 def _part(documents: Documents, piece: Stretch) -> Documents:
+    return documents.once(piece, lambda: _stretch(documents, piece))
+
+
+def _stretch(documents: Documents, piece: Stretch) -> Documents:
     """The stretch's documents; the offsets are shifted on the device, so nothing waits for it."""
     offsets = documents.offsets[piece.first : piece.stop + 1] - documents.offsets[piece.first]
     return Documents(documents.lengths[piece.first : piece.stop], offsets, piece.longest)

@@ -10,7 +10,7 @@ out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from fourfold.backends.kernels.block_packed import neighbours, taken
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, mix
 from fourfold.backends.kernels.block_tiles import WIDEST
 from fourfold.ir.sequence.method import Block, Sums
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Rectangle, Seen
 
 LONG = 4096
 """Tokens from which a call of cuDNN's own costs less than it gains over our kernel's."""
@@ -34,10 +34,10 @@ class Call:
     """Rectangles that one kernel call works on. how: "dense", "packed" or "rest"."""
 
     how: str
-    seen: tuple[Rectangle, ...]
+    seen: Seen
 
 
-Divide = Callable[[Tensor, tuple[Rectangle, ...]], Iterator[Call]]
+Divide = Callable[[Tensor, Seen], Iterator[Call]]
 Mix = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Adds, in place, to out and lse of some rows those over other keys."""
 
@@ -60,9 +60,9 @@ class LibraryBlock:
         """Sums over no key."""
         return empty(q_THD)
 
-    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen, scale: float) -> None:
         """Call by call, each merged into the sums."""
-        for call in self.divide(q_THD, seen):
+        for call in self._calls(q_THD, seen):
             if call.how == "rest":
                 self.rest.forward(sums, q_THD, kv_2NGD, call.seen, scale)
                 continue
@@ -71,7 +71,7 @@ class LibraryBlock:
                 one = call.seen[0]
                 out, lse = self.dense_forward(_operands(q_THD, kv_2NGD, one), causal=one.square, scale=scale)
             else:
-                out, lse = block_packed.forward(q_THD, kv_2NGD, call.seen, scale)
+                out, lse = block_packed.forward(q_THD, kv_2NGD, call.seen.rectangles, scale)
             for start, count, at in neighbours(spans):
                 rows, found = slice(start, start + count), slice(at, at + count)
                 self.mix(sums.out[rows], sums.lse[:, rows], out[found], lse[:, found])
@@ -88,11 +88,11 @@ class LibraryBlock:
         kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
-        seen: tuple[Rectangle, ...],
+        seen: Seen,
         scale: float,
     ) -> None:
         """Call by call, each added to the gradients."""
-        for call in self.divide(q_THD, seen):
+        for call in self._calls(q_THD, seen):
             if call.how == "rest":
                 self.rest.backward(into, grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen, scale)
                 continue
@@ -104,8 +104,13 @@ class LibraryBlock:
                     grad, _operands(q_THD, kv_2NGD, one), kept, _columns(lse_HT, one), causal=one.square, scale=scale
                 )
             else:
-                found = block_packed.backward(grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen, scale)
+                found = block_packed.backward(grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen.rectangles, scale)
             _add(into, found, call.seen)
+
+    def _calls(self, q_THD: Tensor, seen: Seen) -> tuple[Call, ...]:
+        """As `divide` says, for the queries of every layer."""
+        name = (self.divide, q_THD.shape[2], q_THD.device, torch.are_deterministic_algorithms_enabled())
+        return seen.once(name, lambda: tuple(self.divide(q_THD, seen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ def _columns(lse_HT: Tensor, one: Rectangle) -> Tensor:
     return lse_HT.narrow(1, one.q_at, one.q_count)
 
 
-def _add(into: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor, Tensor], seen: Sequence[Rectangle]) -> None:
+def _add(into: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor, Tensor], seen: Seen) -> None:
     dq_THD, dkv_2NGD = into
     for start, count, at in neighbours([(one.q_at, one.q_count) for one in seen]):
         dq_THD[start : start + count] += found[0][at : at + count]
@@ -157,45 +162,43 @@ def _add(into: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor, Tensor], seen
             total[start : start + count] += part[at : at + count]
 
 
-def _one_by_one(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+def _one_by_one(q_THD: Tensor, seen: Seen) -> Iterator[Call]:
     for one in seen:
-        yield Call("dense" if one.full or one.square else "rest", (one,))
+        yield Call("dense" if one.full or one.square else "rest", Seen((one,)))
 
 
-def _ours_and_dense(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+def _ours_and_dense(q_THD: Tensor, seen: Seen) -> Iterator[Call]:
     """Long rectangles alone, all others together."""
     alone, others = _apart(q_THD, seen, LONG)
     if others:
-        yield Call("rest", others)
-    yield from (Call("dense", (one,)) for one in alone)
+        yield Call("rest", Seen(others))
+    yield from (Call("dense", Seen((one,))) for one in alone)
 
 
-def _packed_and_dense(q_THD: Tensor, seen: tuple[Rectangle, ...]) -> Iterator[Call]:
+def _packed_and_dense(q_THD: Tensor, seen: Seen) -> Iterator[Call]:
     """Long rectangles alone, the short ones of each kind together, all bands together."""
     alone, others = _apart(q_THD, seen, WORTH_LENGTH)
     bands = tuple(one for one in others if not one.full and not one.square)
     if bands:
-        yield Call("rest", bands)
-    yield from (Call("dense", (one,)) for one in alone)
+        yield Call("rest", Seen(bands))
+    yield from (Call("dense", Seen((one,))) for one in alone)
     for square in (False, True):
         found = tuple(one for one in others if (one.square if square else one.full))
         if found:
-            yield Call("packed", found)
+            yield Call("packed", Seen(found))
 
 
-def _apart(
-    q_THD: Tensor, seen: tuple[Rectangle, ...], least: int
-) -> tuple[tuple[Rectangle, ...], tuple[Rectangle, ...]]:
+def _apart(q_THD: Tensor, seen: Seen, least: int) -> tuple[tuple[Rectangle, ...], tuple[Rectangle, ...]]:
     """Rectangles for cuDNN, of at least so many rows and keys, and what is left."""
     if not _cudnn_takes(q_THD):
-        return (), seen
+        return (), tuple(seen)
     alone: list[Rectangle] = []
     others: list[Rectangle] = []
     for one in seen:
         if one.square and one.q_count >= least:
             alone.append(one)
         elif one.full and min(one.q_count, one.k_count) >= least:
-            alone += [_stepped(one)]
+            alone.append(_stepped(one))
             others += _beyond(one, alone[-1].k_count)
         else:
             others.append(one)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.ir.sequence.method import Sums, accumulation, delta
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Rectangle, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ReferenceBlock:
         """Sums over no key."""
         return empty(q_THD)
 
-    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen, scale: float) -> None:
         """Adds each rectangle to the rows it has."""
         k_TGD, v_TGD = kv_2NGD
         for one in seen:
@@ -49,7 +49,7 @@ class ReferenceBlock:
         kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
-        seen: tuple[Rectangle, ...],
+        seen: Seen,
         scale: float,
     ) -> None:
         """Adds each rectangle's share; rows that see no key at all have an lse of -inf and no share."""

@@ -25,7 +25,7 @@ class Tile:
 
     @property
     def sizes(self) -> Sizes:
-        """What decides which jobs there are."""
+        """Of the tile alone."""
         return Sizes(self.rows, self.keys)
 
 
@@ -36,6 +36,11 @@ class Tiles:
     forward: Tile
     query: Tile
     key: Tile
+
+    @property
+    def sizes(self) -> tuple[Sizes, Sizes, Sizes]:
+        """What decides which jobs there are."""
+        return self.forward.sizes, self.query.sizes, self.key.sizes
 
 
 HALF: Mapping[str, Tiles] = MappingProxyType(

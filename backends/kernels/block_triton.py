@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from fourfold.backends.kernels.block_reference import empty
@@ -20,7 +19,7 @@ from fourfold.backends.kernels.block_triton_backward import delta_kernel, key_ke
 from fourfold.backends.kernels.block_triton_forward import forward_kernel
 from fourfold.backends.kernels.block_triton_merge import mix
 from fourfold.ir.sequence.method import Sums
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Seen
 
 DELTA_ROWS = 32
 
@@ -36,7 +35,7 @@ class TritonBlock:
         """Sums over no key."""
         return empty(q_THD)
 
-    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen, scale: float) -> None:
         """One launch a layer of spans."""
         tiles = self._tiles(q_THD)
         heads = q_THD.shape[1]
@@ -58,7 +57,7 @@ class TritonBlock:
         kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
-        seen: tuple[Rectangle, ...],
+        seen: Seen,
         scale: float,
     ) -> None:
         """Two launches a layer, and one for the delta unless `out` is it."""
@@ -93,12 +92,17 @@ def delta_of(grad_THD: Tensor, out_THD: Tensor) -> Tensor:
 
 def padded(width: int) -> int:
     """The head dimension as tiles hold it: a power of 2, and no less than a product takes."""
-    return max(16, int(triton.next_power_of_2(width)))
+    return max(16, 1 << (width - 1).bit_length())
 
 
-def _layers(seen: tuple[Rectangle, ...], q: Tensor, k: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
-    sizes = (tiles.forward.sizes, tiles.query.sizes, tiles.key.sizes)
-    return layers(seen, _counts(q, k), sizes, q.device)
+def _layers(seen: Seen, q: Tensor, k: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
+    counts, device = _counts(q, k), q.device
+    name = (counts, tiles, device)
+    return seen.once(name, lambda: layers(seen.rectangles, counts, tiles.sizes, device, _stream(device)))
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _counts(q: Tensor, k: Tensor) -> tuple[int, int]:

@@ -59,5 +59,5 @@ def mix(out_MHD: Tensor, lse_HM: Tensor, new_MHD: Tensor, new_HM: Tensor) -> Non
     new_MHD = new_MHD if new_MHD.stride(2) == 1 else new_MHD.contiguous()
     new_HM = new_HM if new_HM.stride(1) == 1 else new_HM.contiguous()
     strides = (lse_HM.stride(0), new_MHD.stride(0), new_MHD.stride(1), new_HM.stride(0))
-    sizes = {"HEADS": heads, "WIDTH": width, "PADDED": triton.next_power_of_2(width), "ROWS": ROWS}
+    sizes = {"HEADS": heads, "WIDTH": width, "PADDED": 1 << (width - 1).bit_length(), "ROWS": ROWS}
     merge_kernel[(-(-rows // ROWS), heads)](out_MHD, lse_HM, new_MHD, new_HM, rows, *strides, **sizes)

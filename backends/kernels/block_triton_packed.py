@@ -59,5 +59,5 @@ def fresh_backward(
 
 
 def _layer(q_THD: Tensor, lengths: tuple[int, ...], softmax: Softmax, tiles: Tiles) -> Layer:
-    sizes = (tiles.forward.sizes, tiles.query.sizes, tiles.key.sizes)
-    return packed_layer(lengths, causal=softmax.causal, window=softmax.window, sizes=sizes, device=q_THD.device)
+    device = q_THD.device
+    return packed_layer(lengths, causal=softmax.causal, window=softmax.window, sizes=tiles.sizes, device=device)

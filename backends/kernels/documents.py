@@ -6,15 +6,19 @@ N documents of one span, L tokens of one document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fourfold.backends.communication.aside import moved
 from fourfold.hardware.errors import RunError
+from fourfold.ir.sequence.rectangles import once
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,14 @@ class Documents:
     """The documents packed on one token axis, known on the host (lengths) and on the device (offsets).
 
     lengths: tokens of each document, in storage order, none of them zero; offsets: int32 [documents + 1] on the device
-    of the tensors they describe, first 0, last the token count; longest: the largest length, 0 without documents.
+    of the tensors they describe, first 0, last the token count; longest: the largest length, 0 without documents; made:
+    what kernels make of them, once for all layers.
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
     longest: int
+    made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str) -> Documents:
@@ -51,6 +57,10 @@ class Documents:
         kept = tuple(int(length) for length in lengths if length)
         offsets = moved(torch.tensor((0, *accumulate(kept)), dtype=torch.int32), torch.device(device))
         return cls(kept, offsets, max(kept, default=0))
+
+    def once(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, asked by the first layer that wants it."""
+        return once(self.made, name, make)
 
     @property
     def tokens(self) -> int:

@@ -156,4 +156,4 @@ def _sizes(tensors: Sequence[Tensor]) -> dict[str, int]:
     heads = [x.shape[1] for x in tensors] + [0, 0]
     width = tensors[0].shape[2]
     named = dict(zip(("FIRST", "SECOND", "THIRD"), heads, strict=False))
-    return named | {"WIDTH": width, "PADDED": triton.next_power_of_2(width), "ROWS": ROWS}
+    return named | {"WIDTH": width, "PADDED": 1 << (width - 1).bit_length(), "ROWS": ROWS}

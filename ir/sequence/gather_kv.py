@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fourfold.ir.comm import Comm, Handle, all_gather, all_to_all, with_own
 from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, accumulation, zeros
-from fourfold.ir.sequence.rectangles import Rectangle, rectangles
+from fourfold.ir.sequence.rectangles import Seen, rectangles
 from fourfold.ir.sequence.tokens import Shard, joined
 
 
@@ -60,8 +60,9 @@ def _elsewhere(comm: Comm, job: Job) -> Shard:
     return joined([job.keys(rank) for rank in range(comm.size) if rank != comm.rank])
 
 
-def _seen(comm: Comm, job: Job) -> tuple[Rectangle, ...]:
-    return rectangles(job.shards[comm.rank], _elsewhere(comm, job), job.softmax)
+def _seen(comm: Comm, job: Job) -> Seen:
+    name = ("elsewhere", job.softmax, comm.rank)
+    return job.once(name, lambda: Seen(rectangles(job.shards[comm.rank], _elsewhere(comm, job), job.softmax)))
 
 
 def _home(comm: Comm, into_2SGD: Tensor, own_2TGD: Tensor, job: Job) -> tuple[Tensor, ...]:

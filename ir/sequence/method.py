@@ -6,17 +6,18 @@ h // (H / G)), D head dimension. Sums are in the accumulation dtype: float32, or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fourfold.ir.comm import Comm
-from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
+from fourfold.ir.sequence.rectangles import Seen, Softmax, once, rectangles
 from fourfold.ir.sequence.tokens import Shard, joined
 
+T = TypeVar("T")
 Saved = tuple[Tensor, ...]
 Gradients = tuple[Tensor, Tensor, Tensor]
 """Of q, k and v."""
@@ -57,7 +58,8 @@ class Job:
 
     `ulysses` ranks that stand together exchange heads for tokens, where the method does; `travel` is the dtype in which
     gradients of keys and values (or queries) go from rank to rank, None for the accumulation dtype. Of a chunk,
-    `earlier` are the keys that each rank holds of those before it, and `carried` has them on this rank.
+    `earlier` are the keys that each rank holds of those before it, and `carried` has them on this rank. `known` is what
+    all layers of a micro-step share, on the ranks of one process, by names that say of which rank it is.
     """
 
     shards: tuple[Shard, ...]
@@ -66,18 +68,22 @@ class Job:
     travel: torch.dtype | None = None
     earlier: tuple[Shard, ...] = ()
     carried: Carried | None = None
-    known: dict[tuple[Softmax, int, int], tuple[Rectangle, ...]] = field(default_factory=dict, compare=False)
+    known: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, asked by the first layer that wants it."""
+        return once(self.known, name, make)
 
     def keys(self, rank: int) -> Shard:
         """The tokens whose keys a rank holds: of a chunk, those before it first."""
-        return joined((self.earlier[rank], self.shards[rank])) if self.earlier else self.shards[rank]
+        if not self.earlier:
+            return self.shards[rank]
+        return self.once(("keys", rank), lambda: joined((self.earlier[rank], self.shards[rank])))
 
-    def seen(self, queries: int, keys: int) -> tuple[Rectangle, ...]:
-        """What rank `queries` sees of the keys of rank `keys`; found once, as every layer asks."""
-        key = self.softmax, queries, keys
-        if key not in self.known:
-            self.known[key] = rectangles(self.shards[queries], self.keys(keys), self.softmax)
-        return self.known[key]
+    def seen(self, queries: int, keys: int) -> Seen:
+        """What rank `queries` sees of the keys of rank `keys`."""
+        name = ("seen", self.softmax, queries, keys)
+        return self.once(name, lambda: Seen(rectangles(self.shards[queries], self.keys(keys), self.softmax)))
 
     def stored(self, rank: int, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """The keys and values that this rank holds, [2, S, G, D], with those it has just made."""
@@ -121,7 +127,7 @@ class Block(Protocol):
         """Sums over no key."""
         ...
 
-    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: tuple[Rectangle, ...], scale: float) -> None:
+    def forward(self, sums: Sums, q_THD: Tensor, kv_2NGD: Tensor, seen: Seen, scale: float) -> None:
         """Adds the keys of the rectangles to the sums, in place; keys and values are one tensor."""
         ...
 
@@ -137,7 +143,7 @@ class Block(Protocol):
         kv_2NGD: Tensor,
         out: Tensor,
         lse_HT: Tensor,
-        seen: tuple[Rectangle, ...],
+        seen: Seen,
         scale: float,
     ) -> None:
         """Adds the gradients of q and kv to `into`, in place, from the lse over all keys; `out` may be a delta."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 from fourfold.ir.sequence.tokens import Run, Shard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,46 @@ class Rectangle:
         return max(0, last - first + 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What the queries of a micro-step see of some keys, and what kernels make of it, once for all layers.
+
+    `made` lives as long as the micro-step; two of the same rectangles are not the same, so that nothing long is hashed.
+    """
+
+    rectangles: tuple[Rectangle, ...]
+    made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    def __iter__(self) -> Iterator[Rectangle]:
+        return iter(self.rectangles)
+
+    def __len__(self) -> int:
+        return len(self.rectangles)
+
+    def __getitem__(self, at: int) -> Rectangle:
+        return self.rectangles[at]
+
+    def once(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, asked the first time."""
+        return once(self.made, name, make)
+
+
+def once(made: dict[Hashable, object], name: Hashable, make: Callable[[], T]) -> T:
+    """What is kept under a name, which says of what kind it is; made where it is not there yet."""
+    if name not in made:
+        made[name] = make()
+    found: T = made[name]  # type: ignore[assignment]
+    return found
+
+
 @lru_cache(maxsize=4096)
 def rectangles(queries: Shard, keys: Shard, softmax: Softmax) -> tuple[Rectangle, ...]:
     """All that the queries see of the keys, each pair once; rectangles that join are joined."""
-    known = {document: keys.of(document) for document in keys.documents}
+    known = keys.by_document
     found: list[Rectangle] = []
-    for document in queries.documents:
+    for document, own in queries.by_document.items():
         runs = known.get(document, ())
-        rows = [r for q in queries.of(document) for k in runs for r in _between(q, k, softmax)]
+        rows = [r for q in own for k in runs for r in _between(q, k, softmax)]
         found += _joined(rows)
     return tuple(found)
 
@@ -136,15 +171,16 @@ def _banded(q: Run, k: Run, softmax: Softmax) -> Iterator[Rectangle]:
 def _joined(rows: Iterable[Rectangle]) -> list[Rectangle]:
     """The same pairs in fewer rectangles: neighbours of one side, and squares with the full one between them."""
     found = list(rows)
-    while True:
+    while len(found) > 1:
         pair = next(((a, b, c) for a in found for b in found if a is not b and (c := _union(a, b)) is not None), None)
         if pair is None:
             corner = _corner(found)
             if corner is None:
-                return found
+                break
             found = corner
             continue
         found = [r for r in found if r is not pair[0] and r is not pair[1]] + [pair[2]]
+    return found
 
 
 def _union(a: Rectangle, b: Rectangle) -> Rectangle | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fourfold.ir.comm import Comm, Handle, all_to_all, shift
 from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, accumulation, zeros
-from fourfold.ir.sequence.rectangles import Rectangle
+from fourfold.ir.sequence.rectangles import Seen
 
 
 def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, job: Job) -> tuple[Tensor, Saved]:
@@ -97,7 +97,7 @@ def _summed(own_TGD: Tensor, coming: Handle) -> Tensor:
     return own_TGD
 
 
-def _hidden(q_THD: Tensor, k_NGD: Tensor, seen: Sequence[Rectangle]) -> Tensor:
+def _hidden(q_THD: Tensor, k_NGD: Tensor, seen: Seen) -> Tensor:
     """Which keys each query does not see."""
     hidden_TN = torch.ones((q_THD.shape[0], k_NGD.shape[0]), dtype=torch.bool, device=q_THD.device)
     for one in seen:

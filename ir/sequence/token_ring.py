@@ -15,13 +15,12 @@ from torch import Tensor
 
 from fourfold.ir.comm import Comm, Expected
 from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, Sums, accumulation, delta, zeros
-from fourfold.ir.sequence.rectangles import rectangles
+from fourfold.ir.sequence.rectangles import Seen, rectangles
 from fourfold.ir.sequence.route import Spans, Stop, counted, route
-from fourfold.ir.sequence.tokens import Shard
 
 Tensors = tuple[Tensor, ...]
-Work = Callable[[Shard, Tensors], Tensors]
-"""From the tokens of some queries and what is carried for them to what this rank's keys add for them."""
+Work = Callable[[Seen, Tensors], Tensors]
+"""From what some queries see of this rank's keys and what is carried for them to what these add for them."""
 Add = Callable[[Tensors, Tensors], None]
 """Adds, in place, to what is known of some rows what another rank found for them."""
 Messages = tuple[Sequence[tuple[int, Tensor]], Sequence[Expected]]
@@ -33,9 +32,8 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
 
     kv_2TGD = torch.stack((k_TGD, v_TGD))
 
-    def work(rows: Shard, carried: Tensors) -> Tensors:
+    def work(seen: Seen, carried: Tensors) -> Tensors:
         sums = block.empty(carried[0])
-        seen = rectangles(rows, job.shards[comm.rank], job.softmax)
         block.forward(sums, carried[0], kv_2TGD, seen, job.softmax.scale)
         return sums.out, sums.lse
 
@@ -53,10 +51,9 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
     sum_2TGD = zeros(kv_2TGD)
     rest = delta(grad_THD, out_THD) if block.takes_delta else out_THD
 
-    def work(rows: Shard, carried: Tensors) -> Tensors:
+    def work(seen: Seen, carried: Tensors) -> Tensors:
         q, grad, out, lse = carried
         dq = zeros(q)
-        seen = rectangles(rows, job.shards[comm.rank], job.softmax)
         block.backward((dq, sum_2TGD), grad, q, kv_2TGD, out, lse, seen, job.softmax.scale)
         return (dq,)
 
@@ -68,7 +65,7 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
 
 def _round(comm: Comm, job: Job, carried: Tensors, work: Work, add: Add, kinds: Sequence[torch.dtype]) -> Tensors:
     """What the keys of all ranks add for this rank's queries; `kinds`: the dtypes in which others send their share."""
-    stops = route(job.shards, job.softmax, comm.rank)
+    stops = job.once(("route", job.softmax, comm.rank), lambda: route(job.shards, job.softmax, comm.rank))
     known: Tensors = ()
     found: Tensors = ()
     for step, stop in enumerate(stops):
@@ -76,7 +73,7 @@ def _round(comm: Comm, job: Job, carried: Tensors, work: Work, add: Add, kinds: 
         home = _homeward(before, found, known, kinds) if step > 1 else NOTHING
         onward = _onward(comm, stop, after[0], carried) if after else NOTHING
         coming = comm.exchange("token_ring", [*home[0], *onward[0]], [*home[1], *onward[1]], like=carried[0])
-        found = work(stop.queries, tuple(_rows(x, stop.seen).contiguous() for x in carried))
+        found = work(_seen(comm, job, step, stop), tuple(_rows(x, stop.seen).contiguous() for x in carried))
         known = known or found
         arrived = coming.wait()
         _added(known, before.home, arrived[: len(home[1])], add)
@@ -86,6 +83,12 @@ def _round(comm: Comm, job: Job, carried: Tensors, work: Work, add: Add, kinds: 
         coming = comm.exchange("token_ring", *home, like=carried[0])
         _added(known, stops[-1].home, coming.wait(), add)
     return known
+
+
+def _seen(comm: Comm, job: Job, step: int, stop: Stop) -> Seen:
+    """What the queries at a stop see of this rank's keys."""
+    name = ("stop", job.softmax, comm.rank, step)
+    return job.once(name, lambda: Seen(rectangles(stop.queries, job.shards[comm.rank], job.softmax)))
 
 
 def _onward(comm: Comm, stop: Stop, after: Stop, carried: Tensors) -> Messages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from types import MappingProxyType
@@ -30,14 +30,13 @@ class Shard:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", sum(run.count for run in self.runs))
 
-    def of(self, document: int) -> tuple[Run, ...]:
-        """The runs of one document."""
-        return tuple(run for run in self.runs if run.document == document)
-
     @property
-    def documents(self) -> tuple[int, ...]:
-        """The documents of which this rank holds tokens, in storage order."""
-        return tuple(dict.fromkeys(run.document for run in self.runs))
+    def by_document(self) -> dict[int, list[Run]]:
+        """The runs of each document of which this rank holds tokens, in storage order."""
+        found: dict[int, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.document, []).append(run)
+        return found
 
 
 Piece = tuple[int, int, int, int]
@@ -126,16 +125,19 @@ def stretch(held: Shard, low: int, high: int) -> Shard:
 
 def named(held: Shard, documents: Sequence[int]) -> Shard:
     """The same tokens, document i called documents[i]."""
-    return Shard(tuple(replace(run, document=documents[run.document]) for run in held.runs))
+    return Shard(tuple(Run(documents[run.document], run.start, run.count, run.step, run.at) for run in held.runs))
 
 
 def shifted(held: Shard, starts: Sequence[int]) -> Shard:
     """The same tokens, each document's counted on from its start."""
-    return Shard(tuple(replace(run, start=run.start + starts[run.document]) for run in held.runs))
+    moved = ((run, run.start + starts[run.document]) for run in held.runs)
+    return Shard(tuple(Run(run.document, start, run.count, run.step, run.at) for run, start in moved))
 
 
 def joined(shards: Sequence[Shard]) -> Shard:
     """What a rank holds that stores all shards one behind the other."""
+    if len(shards) == 1:
+        return shards[0]
     offsets = accumulate((one.tokens for one in shards), initial=0)
     runs = [
         Run(run.document, run.start, run.count, run.step, run.at + offset)

@@ -53,35 +53,40 @@ def split_heads(heads: int, kv_heads: int, n: int) -> tuple[Heads, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """How one group exchanges: this rank's place and peers, the tokens of each, and the method for what is left."""
+    """How one group exchanges: this rank's place and peers, the tokens of each, and the method for what is left.
+
+    index: the old place of each token that is stored anew, on the device; None where nothing moves.
+    """
 
     comm: Comm
     outer: Comm
     shards: tuple[Shard, ...]
     inner: Job
-    index: tuple[int, ...] | None
+    index: Tensor | None
 
     @property
     def tokens(self) -> list[int]:
         return [one.tokens for one in self.shards]
 
 
-def around(comm: Comm, job: Job) -> Around:
+def around(comm: Comm, job: Job, device: torch.device) -> Around:
     """Neighbours of `job.ulysses` ranks exchange heads; ranks of one place in them share what is left."""
     u = job.ulysses
     first = comm.rank - comm.rank % u
     members = tuple(range(first, first + u))
     others = tuple(range(comm.rank % u, comm.size, u))
     shards = tuple(job.shards[r] for r in members)
-    after = [ordered(joined(job.shards[start : start + u])) for start in range(0, comm.size, u)]
+    starts = range(0, comm.size, u)
+    after = job.once(("ordered", u), lambda: [ordered(joined(job.shards[start : start + u])) for start in starts])
     held = tuple(one for one, _ in after)
-    index = after[comm.rank // u][1]
+    old = after[comm.rank // u][1]
+    index = None if old is None else job.once(("index", comm.rank // u, device), lambda: _on(old, device))
     return Around(comm.among(members), comm.among(others), shards, replace(job, shards=held, ulysses=1), index)
 
 
 def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, job: Job) -> tuple[Tensor, Saved]:
     """Every rank sends (u - 1) / u of its queries and outputs, and the key/value heads that others read."""
-    place, inner = around(comm, job), _inner(comm, job)
+    place, inner = around(comm, job, q_THD.device), _inner(comm, job)
     split = split_heads(q_THD.shape[1], k_TGD.shape[1], job.ulysses)
     mine = split[place.comm.rank]
     q_SHD = _to_heads(place, q_THD, [(h.start, h.stop) for h in split])
@@ -97,7 +102,7 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
 
 def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job) -> Gradients:
     """The same the other way: gradients of outputs go out, those of queries, keys and values come home."""
-    place, inner = around(comm, job), _inner(comm, job)
+    place, inner = around(comm, job, grad_THD.device), _inner(comm, job)
     kv_heads = saved[0].shape[1]
     split = split_heads(grad_THD.shape[1], kv_heads, job.ulysses)
     mine = split[place.comm.rank]
@@ -120,13 +125,13 @@ def _to_heads(place: Around, x_THD: Tensor, spans: Sequence[tuple[int, int]]) ->
     rank = place.comm.rank
     shapes = [(tokens, *parts[rank].shape[1:]) for tokens in place.tokens]
     whole = torch.cat(with_own(place.comm, _travelled(place, parts, shapes), parts[rank]), 0)
-    return whole if place.index is None else whole.index_select(0, _on(place.index, whole))
+    return whole if place.index is None else whole.index_select(0, place.index)
 
 
 def _to_tokens(place: Around, x_SHD: Tensor, heads: Sequence[int]) -> list[Tensor]:
     """This rank's tokens, for the heads of every rank of the group: a tensor [T, heads, D] for each rank."""
     if place.index is not None:
-        x_SHD = torch.empty_like(x_SHD).index_copy_(0, _on(place.index, x_SHD), x_SHD)
+        x_SHD = torch.empty_like(x_SHD).index_copy_(0, place.index, x_SHD)
     rank = place.comm.rank
     parts = list(x_SHD.split(place.tokens, 0))  # type: ignore[no-untyped-call]
     shapes = [(place.tokens[rank], count, x_SHD.shape[2]) for count in heads]
@@ -139,7 +144,7 @@ def _travelled(place: Around, parts: Sequence[Tensor], shapes: Sequence[tuple[in
 
 def _repeated(x_SGD: Tensor, mine: Heads) -> Tensor:
     """A key/value head for each query head, where they do not come in equal groups."""
-    return x_SGD if mine.repeat is None else x_SGD.index_select(1, _on(mine.repeat, x_SGD))
+    return x_SGD if mine.repeat is None else x_SGD.index_select(1, _on(mine.repeat, x_SGD.device))
 
 
 def _folded(dx_SGD: Tensor, mine: Heads) -> Tensor:
@@ -148,12 +153,14 @@ def _folded(dx_SGD: Tensor, mine: Heads) -> Tensor:
         return dx_SGD
     kind = accumulation(dx_SGD.dtype)
     whole = torch.zeros((dx_SGD.shape[0], mine.last - mine.first, dx_SGD.shape[2]), dtype=kind, device=dx_SGD.device)
-    return whole.index_add_(1, _on(mine.repeat, dx_SGD), dx_SGD.to(kind)).to(dx_SGD.dtype)
+    return whole.index_add_(1, _on(mine.repeat, dx_SGD.device), dx_SGD.to(kind)).to(dx_SGD.dtype)
 
 
 def _summed(place: Around, dx_SGD: Tensor, split: Sequence[Heads], kv_heads: int) -> Tensor:
     """Gradients of this rank's keys: heads that several ranks read are added up."""
     found = _to_tokens(place, dx_SGD, [h.last - h.first for h in split])
+    if all(before.last == after.first for before, after in pairwise(split)):
+        return torch.cat(found, 1)
     kind = accumulation(dx_SGD.dtype)
     whole = torch.zeros((found[0].shape[0], kv_heads, dx_SGD.shape[2]), dtype=kind, device=dx_SGD.device)
     for heads, part in zip(split, found, strict=True):
@@ -161,8 +168,10 @@ def _summed(place: Around, dx_SGD: Tensor, split: Sequence[Heads], kv_heads: int
     return whole.to(dx_SGD.dtype)
 
 
-def _on(index: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(index, device=like.device)
+def _on(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """On the device, for which the host does not wait."""
+    found = torch.tensor(index)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 ULYSSES = Method("ulysses", forward, backward, plain=False, merges=False)

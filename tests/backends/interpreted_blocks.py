@@ -21,7 +21,7 @@ from fourfold.backends.kernels.block_tiles import Tile, Tiles
 from fourfold.backends.kernels.block_triton import TritonBlock
 from fourfold.backends.kernels.block_triton_packed import fresh_backward, fresh_forward
 from fourfold.ir.sequence.method import Block, delta, zeros
-from fourfold.ir.sequence.rectangles import Softmax, rectangles
+from fourfold.ir.sequence.rectangles import Seen, Softmax, rectangles
 from fourfold.ir.sequence.tokens import Shard, joined, laid
 
 SOFTMAXES = {
@@ -107,7 +107,7 @@ def results(
     """Out, lse and all gradients; each set of keys goes on from the sums and the gradients before."""
     queries, softmax = laid(case.layout, case.lengths, RANKS)[-1], SOFTMAXES[case.softmax]
     sums, dq, dkvs = block.empty(q), zeros(q), [zeros(kv) + 1 for kv in kvs]
-    seen = [rectangles(queries, keys, softmax) for keys in case.held]
+    seen = [Seen(rectangles(queries, keys, softmax)) for keys in case.held]
     for kv, one in zip(kvs, seen, strict=True):
         block.forward(sums, q, kv, one, softmax.scale)
     rest = delta(grad, sums.out) if by_delta else sums.out
@@ -122,7 +122,7 @@ def packed(softmax: Softmax) -> dict[str, float]:
     (held,) = laid("contiguous", LENGTHS, 1)
     q, grad = (torch.randn((held.tokens, 4, 24), generator=generator) for _ in range(2))
     kv = torch.randn((2, held.tokens, 2, 24), generator=generator)
-    sums, seen = REFERENCE_BLOCK.empty(q), rectangles(held, held, softmax)
+    sums, seen = REFERENCE_BLOCK.empty(q), Seen(rectangles(held, held, softmax))
     REFERENCE_BLOCK.forward(sums, q, kv, seen, softmax.scale)
     into = zeros(q), zeros(kv)
     REFERENCE_BLOCK.backward(into, grad, q, kv, sums.out, sums.lse, seen, softmax.scale)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.backends.batch.batching import dealt, pack
+from fourfold.backends.batch.batching import dealt, filled, pack
 from fourfold.backends.batch.sequences import digest, documents
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.sequence.tokens import LAYOUTS, laid
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 
@@ -68,6 +69,25 @@ def test_packing_keeps_documents_whole_and_pads_with_ones_that_cost_nothing(leng
     ends = [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
     assert all(packed.targets[end] == -100 and packed.weights[end] == 0 for end in ends)
     assert not packed.weights[total:].any() and (packed.targets[total:] == -100).all()
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple),
+    st.sampled_from(sorted(LAYOUTS)),
+    st.integers(1, 4),
+    st.integers(0, 50),
+)
+def test_every_stored_token_is_as_its_run_says(lengths: tuple[int, ...], layout: str, ranks: int, most: int) -> None:
+    docs = documents([(torch.arange(n) + 100 * i, torch.arange(n), torch.rand(n)) for i, n in enumerate(lengths)])
+    for held in laid(layout, lengths, ranks):
+        found = filled(docs, held, bucket=8, device=torch.device("cpu"), most=most)
+        stored = [(docs[run.document], run.start + i * run.step) for run in held.runs for i in range(run.count)]
+        rest = found.positions.numel() - len(stored)
+        assert found.tokens[0].tolist() == [int(doc.tokens[at]) for doc, at in stored] + [0] * rest
+        assert found.positions.tolist() == [at for _, at in stored] + [0] * rest
+        assert found.targets.tolist() == [int(doc.targets[at]) for doc, at in stored] + [-100] * rest
+        assert found.weights.tolist() == [float(doc.weights[at]) for doc, at in stored] + [0.0] * rest
+        assert sum(found.lengths) == found.positions.numel()
 
 
 def test_labels_are_shifted_once_inside_their_document() -> None:

@@ -16,7 +16,7 @@ from fourfold.backends.kernels.attention_cudnn import bucket, step
 from fourfold.backends.kernels.block import LibraryBlock
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK
 from fourfold.ir.sequence.method import zeros
-from fourfold.ir.sequence.rectangles import Rectangle, Softmax, rectangles
+from fourfold.ir.sequence.rectangles import Rectangle, Seen, Softmax, rectangles
 from fourfold.ir.sequence.tokens import laid
 
 HEADS, GROUPS, DIM, SCALE = 4, 2, 8, 0.3
@@ -43,7 +43,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *rest: object, scale: float) -> tup
     assert bias is None and lse and p == 0.0 and not mask
     sums = REFERENCE_BLOCK.empty(_rows(q))
     kv = torch.stack((_rows(k), _rows(v)))
-    REFERENCE_BLOCK.forward(sums, _rows(q), kv, (_whole(q, k, bool(causal)),), scale)
+    REFERENCE_BLOCK.forward(sums, _rows(q), kv, Seen((_whole(q, k, bool(causal)),)), scale)
     return _batch(sums.out), sums.lse[None, :, :, None]
 
 
@@ -55,7 +55,7 @@ def backward(
     assert (rows, keys, p) == (q.shape[2], k.shape[2], 0.0) and lse.shape == (1, HEADS, q.shape[2], 1)
     kv = torch.stack((_rows(k), _rows(v)))
     into = zeros(_rows(q)), zeros(kv)
-    seen = (_whole(q, k, bool(causal)),)
+    seen = Seen((_whole(q, k, bool(causal)),))
     REFERENCE_BLOCK.backward(into, _rows(grad), _rows(q), kv, _rows(out), lse[0, :, :, 0], seen, scale)
     return _batch(into[0]), _batch(into[1][0]), _batch(into[1][1])
 
@@ -82,13 +82,13 @@ def check(seen: tuple[Rectangle, ...], rows: int, keys: int) -> None:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     q, kv, grad = drawn(rows, HEADS, DIM), drawn(2, keys, GROUPS, DIM), drawn(rows, HEADS, DIM)
-    found = []
+    found, given_seen = [], Seen(seen)
     for one in (BLOCK, REFERENCE_BLOCK):
         sums = one.empty(q)
-        one.forward(sums, q, kv, seen, SCALE)
-        one.forward(sums, q, kv, seen, SCALE)
+        one.forward(sums, q, kv, given_seen, SCALE)
+        one.forward(sums, q, kv, given_seen, SCALE)
         into = zeros(q), zeros(kv)
-        one.backward(into, grad, q, kv, sums.out, sums.lse, seen, SCALE)
+        one.backward(into, grad, q, kv, sums.out, sums.lse, given_seen, SCALE)
         found.append((sums.out, sums.lse, *into))
     for mine, wanted in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9)
@@ -124,7 +124,7 @@ def test_every_pair_is_in_one_call(lengths: list[int], layout: str) -> None:
     q = torch.empty(1, HEADS, DIM)
     for seen in (rectangles(mine, mine, Softmax(SCALE, True)), rectangles(theirs, mine, Softmax(SCALE, True))):
         for divide in (block._ours_and_dense, block._packed_and_dense):
-            calls = [one for call in divide(q, seen) for one in call.seen]
+            calls = [one for call in divide(q, Seen(seen)) for one in call.seen]
             assert sum(one.pairs for one in calls) == sum(one.pairs for one in seen)
-            alone = [call.seen for call in divide(q, seen) if call.how == "dense"]
+            alone = [call.seen.rectangles for call in divide(q, Seen(seen)) if call.how == "dense"]
             assert all(len(one) == 1 and (one[0].square or one[0].k_count % step(one[0].k_count) == 0) for one in alone)

@@ -109,7 +109,7 @@ def test_aot_block_kernels(architecture: str, dtype: str, width: int, tmp_path: 
 def test_packed_documents_have_the_spans_of_their_rectangles(
     lengths: tuple[int, ...], softmax: Softmax, tiles: tuple[Sizes, Sizes, Sizes]
 ) -> None:
-    """Found without rectangles, and jobs of tiles that rise found by bisection: all as by looking at each."""
+    """Found without rectangles."""
     (held,) = laid("contiguous", lengths, 1)
     (wanted,) = layers(rectangles(held, held, softmax), (held.tokens, held.tokens), tiles, torch.device("cpu"))
     how = {"causal": softmax.causal, "window": softmax.window, "sizes": tiles, "device": torch.device("cpu")}
@@ -150,12 +150,12 @@ def test_spans_and_jobs_cover_what_is_seen(
     seen = rectangles(queries, held, softmax)
     wanted = shown(seen, queries.tokens, held.tokens)
     layers = stacked(seen, queries.tokens)
-    parts = [spanned(spans, held.tokens) for spans in layers]
+    parts = [spanned(torch.from_numpy(spans), held.tokens) for spans in layers]
     assert torch.equal(sum(parts, torch.zeros_like(wanted)), wanted)
     sizes = Sizes(*tile)
     for spans, part in zip(layers, parts, strict=True):
-        check(row_jobs(spans, sizes), part, sizes.rows, sizes.keys)
-        check(key_jobs(spans, held.tokens, sizes), part.T, sizes.keys, sizes.rows)
+        check(torch.from_numpy(row_jobs(spans, sizes)), part, sizes.rows, sizes.keys)
+        check(torch.from_numpy(key_jobs(spans, held.tokens, sizes)), part.T, sizes.keys, sizes.rows)
 
 
 def shown(seen: tuple[Rectangle, ...], rows: int, keys: int) -> Tensor:

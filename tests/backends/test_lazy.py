@@ -87,7 +87,7 @@ def test_shares_are_packed_alike(layout: str) -> None:
     source = full(lengths)
     shards = laid(layout, lengths, ranks)
     for rank, held in enumerate(shards):
-        parts = [lazy.portion(source, i, lazy.merged(held.of(i)), LIMITS) for i in range(len(lengths))]
+        parts = [lazy.portion(source, i, lazy.merged(held.by_document.get(i, ())), LIMITS) for i in range(len(lengths))]
         where: dict[str, Any] = {"bucket": 4, "device": torch.device("cpu")}
         lazily = filled(parts, shards[rank], **where)  # type: ignore[arg-type]
         whole = filled(documents(source.batch), shards[rank], **where)

@@ -72,7 +72,7 @@ def test_ordered_stores_the_same_by_document_and_position(held: Shard) -> None:
 def test_stretches_of_a_striped_shard_are_ordered_into_one_run_a_document(lengths: tuple[int, ...], u: int) -> None:
     """Were they single tokens, rectangles would be as many as pairs."""
     found = ordered(joined(laid("striped", lengths, 2 * u, u)[:u]))[0]
-    assert all(sum(run.count for run in found.of(d)) < 3 or len(found.of(d)) == 1 for d in found.documents)
+    assert all(sum(run.count for run in runs) < 3 or len(runs) == 1 for runs in found.by_document.values())
 
 
 def seen_by(one: Rectangle) -> list[tuple[int, int]]:
