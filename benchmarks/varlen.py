@@ -6,7 +6,8 @@
     PYTHONPATH=src torchrun --nproc_per_node 2 benchmarks/varlen.py --toy --plans plans/varlen-toy --out out
 
 A row is one placement or one stock setting on one batch: the median of its steps after one that warms up, and a traced
-step's communication that no computation hides. rows.jsonl gets a line after each. Where placements are alike, the
+step's communication that no computation hides. rows.jsonl gets a line after each, with how often the
+allocator had to give memory back (retries). Where placements are alike, the
 policies' names share a row.
 """
 
@@ -170,6 +171,7 @@ class Bench:
         )
         seen = traced(lambda: step(Clock(self.device)), self.device, warm=True)
         kept = {name: seen[name] for name in SEEN if name in seen}
+        kept["retries"] = memory.get("num_alloc_retries", 0)
         return replace(found, settings={**kept, "norm": norms[0] if norms else None, "kernels": seen["kernels"][:12]})
 
 
