@@ -1,19 +1,16 @@
-"""Seconds that no placement of a batch goes below, and the numbers of ranks that may pay for a sequence."""
+"""Seconds that no placement of a batch goes below."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 
-from fourfold.passes.batch.refusal import SLACK, room
+from fourfold.passes.batch.attentions import WIDE, Attentions, degrees
 from fourfold.passes.batch.terms import Terms
 
-TILE = 128
-"""Queries that attention kernels take at once: ranks with fewer gain nothing."""
-
-
-WIDE = 64
-"""Ranks up to which methods are asked what they take; of more, a bound takes compute alone, without their messages."""
+HALVES = 6
+"""How often what a step may be is halved in on."""
 
 
 def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> float:
@@ -24,39 +21,39 @@ def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> f
 def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> tuple[float, float]:
     """Seconds of all work spread evenly over the ranks, and of the longest sequence by its best number of ranks.
 
-    Work is the least that each sequence costs wherever it runs, when others fill what it waits for messages; the
-    longest alone waits for its own, and a remap may spread what it has else to do. A placement that leaves something to
-    the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A line of p
-    stages runs p - 1 micro-steps more, of which one holds the longest.
+    Work is the least that sequences cost wherever they run, where those alone fill what others wait for messages; the
+    longest by itself waits for its own, and a remap may spread what it has else to do. A placement that leaves
+    something to the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A
+    line of p stages runs p - 1 micro-steps more, of which one holds the longest.
     """
     ranks, more = terms.bounds.ranks, terms.stages - 1
-    work = sum(many * (terms.linear * n + _attention(n, terms, offloaded)) for n, many in Counter(lengths).items())
     longest = max(lengths)
-    alone = min(terms.fastest(longest, n)[0] for n in _degrees(longest, terms))
+    alone = min(terms.fastest(longest, n)[0] for n in degrees(longest, terms))
     alone = min(alone, terms.alone(longest) / ranks) if ranks > WIDE else alone
     alone += terms.fixed + terms.linear * longest / ranks
-    area = work / ranks + _beside(sum(lengths), terms, offloaded)
-    filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
-    return terms.slowest * (area + filled), terms.slowest * (1 + more) * alone
+    beside = terms.linear * sum(lengths) / ranks + _beside(sum(lengths), terms, offloaded)
+    beside += more * (alone if terms.bounds.zero > 1 else terms.fixed)
+    area = _spread(Attentions(Counter(lengths), terms, offloaded), beside)
+    return terms.slowest * area, terms.slowest * (1 + more) * alone
 
 
-def _attention(length: int, terms: Terms, offloaded: bool) -> float:
-    """Seconds of all ranks together for the attention of a sequence, and for what is run again of it.
+def _spread(attentions: Attentions, beside: float) -> float:
+    """Seconds of attentions and what is beside them, spread evenly, of which none takes a rank longer than all.
 
-    One that fits a rank is cheapest there. A longer one is shared by as many ranks as hold it; or by fewer in chunks,
-    of which those beyond the room that its keys leave run forward twice; the first, which see least.
+    A step of T seconds runs no sequence in a way that takes a rank longer; what is left takes f(T), which falls as T
+    grows. No step is below min(T, f(T)), then, whatever T: it is halved in on between f(infinity) and f of that.
     """
-    if offloaded or length <= room(1, terms):
-        return terms.alone(length)
-    capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
-    known: list[float] = []
-    for n in {fewest, max(1, fewest - 1), *_degrees(length, terms)}:
-        seconds = n * terms.least(length, n)
-        if n < fewest:
-            again = max(0, min(length, round((1.0 + terms.bounds.state) * length) - n * capacity))
-            seconds += terms.forward * terms.linear * again + (terms.attends * terms.alone(again) if again else 0.0)
-        known.append(seconds)
-    return min(known)
+    low = found = beside + attentions.least(inf)
+    if attentions.terms.bounds.ranks > WIDE:
+        return low
+    stages = attentions.terms.stages
+    high = beside + attentions.least(low / stages)
+    for _ in range(HALVES if low < high < inf else 0):
+        middle = (low + high) / 2
+        other = beside + attentions.least(middle / stages)
+        found = max(found, min(middle, other))
+        low, high = (middle, high) if other > middle else (low, middle)
+    return found
 
 
 def _beside(tokens: int, terms: Terms, offloaded: bool) -> float:
@@ -69,20 +66,3 @@ def _beside(tokens: int, terms: Terms, offloaded: bool) -> float:
         tokens = int(tokens * (1.0 - bounds.spare))
     cells = -(-tokens // bounds.capacity)
     return terms.fixed * (-(-cells // bounds.ranks) if bounds.zero > 1 else cells / bounds.ranks)
-
-
-def _degrees(length: int, terms: Terms) -> Sequence[int]:
-    """Numbers of ranks close enough to each other that none between them is much faster."""
-    most = min(terms.bounds.ranks, WIDE)
-    powers = [2**k for k in range(most.bit_length())]
-    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), most, worth(length, terms)[0]}
-    return sorted(n for n in every if n <= most)
-
-
-def worth(length: int, terms: Terms) -> tuple[int, ...]:
-    """Numbers of ranks that may pay for a sequence: the fewest that hold it, and more that have whole tiles each."""
-    most = terms.bounds.ranks
-    fewest = 1 if length <= room(1, terms) else min(most, -(-length // (terms.bounds.capacity - SLACK)))
-    wide = max(fewest, min(most, length // TILE))
-    powers = (2**k for k in range(wide.bit_length()))
-    return tuple(sorted({fewest, wide, *(n for n in powers if fewest <= n)}))
