@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 
 from fourfold.passes.batch.attentions import WIDE, Attentions, degrees
 from fourfold.passes.batch.terms import Terms
@@ -31,38 +31,65 @@ def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> t
     alone = min(terms.fastest(longest, n)[0] for n in degrees(longest, terms))
     alone = min(alone, terms.alone(longest) / ranks) if ranks > WIDE else alone
     alone += terms.fixed + terms.linear * longest / ranks
-    beside = terms.linear * sum(lengths) / ranks + _beside(sum(lengths), terms, offloaded)
-    beside += more * (alone if terms.bounds.zero > 1 else terms.fixed)
-    area = _spread(Attentions(Counter(lengths), terms, offloaded), beside)
-    return terms.slowest * area, terms.slowest * (1 + more) * alone
+    area = _spread(Attentions(Counter(lengths), terms, offloaded))
+    filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
+    return terms.slowest * (area + filled), terms.slowest * (1 + more) * alone
 
 
-def _spread(attentions: Attentions, beside: float) -> float:
-    """Seconds of attentions and what is beside them, spread evenly, of which none takes a rank longer than all.
+def _spread(attentions: Attentions) -> float:
+    """Seconds of all work spread evenly, of which nothing takes a rank longer than all.
 
     A step of T seconds runs no sequence in a way that takes a rank longer; what is left takes f(T), which falls as T
     grows. No step is below min(T, f(T)), then, whatever T: it is halved in on between f(infinity) and f of that.
     """
-    low = found = beside + attentions.least(inf)
+    low = found = _work(attentions, inf)
     if attentions.terms.bounds.ranks > WIDE:
         return low
-    stages = attentions.terms.stages
-    high = beside + attentions.least(low / stages)
+    high = _work(attentions, low)
     for _ in range(HALVES if low < high < inf else 0):
         middle = (low + high) / 2
-        other = beside + attentions.least(middle / stages)
+        other = _work(attentions, middle)
         found = max(found, min(middle, other))
         low, high = (middle, high) if other > middle else (low, middle)
     return found
 
 
-def _beside(tokens: int, terms: Terms, offloaded: bool) -> float:
+def _work(attentions: Attentions, most: float) -> float:
+    """Seconds of each rank, were all work spread evenly, in ways of which none takes longer than a step of `most`."""
+    terms, tokens = attentions.terms, sum(n * many for n, many in attentions.many.items())
+    work = terms.linear * tokens / terms.bounds.ranks + attentions.least(most / terms.stages)
+    if work == inf:
+        return inf
+    return work + (_hosted(tokens, work, terms) if attentions.offloaded else _beside(tokens, terms))
+
+
+def _beside(tokens: float, terms: Terms) -> float:
     """Seconds of each rank, if they are spread evenly, that micro-steps cost beside what is in them.
 
     Each holds what its rank has room for; under ZeRO 2 and 3 all ranks run as many.
     """
     bounds = terms.bounds
-    if offloaded:
-        tokens = int(tokens * (1.0 - bounds.spare))
-    cells = -(-tokens // bounds.capacity)
-    return terms.fixed * (-(-cells // bounds.ranks) if bounds.zero > 1 else cells / bounds.ranks)
+    cells = ceil(tokens / bounds.capacity)
+    return terms.fixed * (ceil(cells / bounds.ranks) if bounds.zero > 1 else cells / bounds.ranks)
+
+
+def _hosted(tokens: int, work: float, terms: Terms) -> float:
+    """The same where some of what each keeps may wait in the host's memory, and what is waited for it.
+
+    m micro-steps of each rank keep m C tokens; the others' copies, T / R - m C, hide behind the first forwards and
+    behind the rest of m a + work seconds, or are waited for. Of all ranks and micro-steps together that is no more than
+    of each by itself. It is straight in m but where one of the two begins to hide all: the least is at one of these, or
+    at the fewest micro-steps.
+    """
+    each, copy = tokens / terms.bounds.ranks, terms.kept / terms.host if terms.host else inf
+    fewest = _beside(tokens * (1.0 - terms.bounds.spare), terms) / terms.fixed if terms.fixed else 0.0
+    if not terms.bounds.spare or copy == inf or not terms.fixed:
+        return fewest * terms.fixed
+    parts = terms.forward, 1.0 - terms.forward
+    hiding = [(copy * each - part * work) / (copy * terms.bounds.capacity + part * terms.fixed) for part in parts]
+
+    def seconds(steps: float) -> float:
+        copied = max(0.0, copy * (each - steps * terms.bounds.capacity))
+        return steps * terms.fixed + sum(max(0.0, copied - part * (steps * terms.fixed + work)) for part in parts)
+
+    return min(map(seconds, (fewest, *(steps for steps in hiding if steps > fewest))))
