@@ -9,7 +9,7 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.passes.batch.auto_grid import Choice, Grid, option
 from fourfold.passes.batch.auto_polish import polish
-from fourfold.passes.batch.auto_search import WORK, constructed, improved
+from fourfold.passes.batch.auto_search import constructed, improved
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.hosting import hosted, widths
 from fourfold.passes.batch.refusal import require
@@ -86,13 +86,12 @@ def _frames(lengths: Sequence[int], terms: Terms) -> Iterator[Terms]:
 def _searched(
     lengths: Sequence[int], frame: Terms, terms: Terms, starts: Sequence[BatchPlan], gap: float
 ) -> Iterator[BatchPlan]:
-    """The best placement made from nothing in a frame, or from the starts; less work goes to those beside the first."""
-    wider, work = frame is not terms, WORK // 2 if frame is not terms else WORK
-    least = bound(lengths, terms, offloaded=wider)
+    """The best placement made from nothing in a frame, or from the starts."""
+    least = bound(lengths, terms, offloaded=frame is not terms)
     goal = (1 + gap) * least
-    grids = constructed(lengths, frame, least, goal=goal, work=work)
+    grids = constructed(lengths, frame, least, goal=goal)
     grids += [grid for batch in starts if (grid := read(batch, terms, least)) is not None]
-    for grid in improved(grids, goal=goal, work=work)[:1]:
+    for grid in improved(grids, goal=goal)[:1]:
         polish(grid, goal=goal)
         yield _batch(grid, terms)
 

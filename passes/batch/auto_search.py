@@ -27,7 +27,7 @@ WHOLE, MOST, LOWER = 0.4, 300, 0.8
 it should keep at least."""
 
 
-def constructed(lengths: Sequence[int], terms: Terms, least: float, *, goal: float, work: int = WORK) -> list[Grid]:
+def constructed(lengths: Sequence[int], terms: Terms, least: float, *, goal: float) -> list[Grid]:
     """First placements, the fastest first."""
     spent, found = 0, []
     for choice, rounds, height in _tried(tuple(lengths), terms, least):
@@ -35,7 +35,7 @@ def constructed(lengths: Sequence[int], terms: Terms, least: float, *, goal: flo
         spent += len(lengths) * (rounds * terms.bounds.ranks + OVERHEAD)
         if grid is not None:
             found.append(grid)
-        if spent > work or (grid is not None and grid.makespan <= goal):
+        if spent > WORK or (grid is not None and grid.makespan <= goal):
             break
     return sorted(found, key=lambda grid: grid.makespan)
 
@@ -76,13 +76,13 @@ def filled(choice: Choice, rounds: int, height: np.ndarray) -> Grid | None:
     return grid
 
 
-def improved(grids: Sequence[Grid], *, goal: float, work: int = WORK) -> list[Grid]:
+def improved(grids: Sequence[Grid], *, goal: float) -> list[Grid]:
     """The best that differ, each made better for a while; the best of them for as long as the work lasts."""
     best: dict[float, Grid] = {}
     for grid in sorted(grids, key=lambda one: (one.makespan, one.shape)):
         best.setdefault(round(grid.makespan, 9), grid)
     random, tried = Random(0), list(best.values())[:STARTS]
-    work = min(work, EACH * max((len(grid.choice.lengths) for grid in tried), default=0))
+    work = min(WORK, EACH * max((len(grid.choice.lengths) for grid in tried), default=0))
     for grid in tried:
         improve(grid, random, work=work // 10, goal=goal)
     if tried:
