@@ -71,8 +71,8 @@ def test_a_core_is_solved_as_by_trying_all(zero: int) -> None:
 def test_wider_micro_steps_leave_memory_for_what_lives_inside_a_block(zero: int) -> None:
     bounds = Bounds(8, 2048, zero, 8, state=0.1, spare=0.75)
     layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
-    host = {"forward": 0.3, "kept": 1e4, "host": 5e10}
-    given = Terms(load("dgx-h200:1"), bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **host)
+    given = Terms(load("dgx-h200:1"), bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32")
+    given = replace(given, forward=0.3, kept=1e4, host=5e10)
     lengths = [300 + 37 * i % 900 for i in range(60)] + [9000, 6000]
     batch = auto(lengths, given)
     assert batch.offloads and complaints(batch, bounds) == ()
