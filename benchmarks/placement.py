@@ -5,7 +5,7 @@
 A cell is one static plan (pinned: pure data parallelism over the pool, tensor degree 8 for the large model, four
 micro-steps of full ranks or so) and one batch. Prints the step by policy, how far `auto` is above the bound, and in how
 many cells it is strictly faster than every other policy, and within 5 % of the bound. Solving is in seconds of the
-process.
+process; so is what each line ends with, all that its cell took.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Cell:
     steps: Mapping[str, float]
     solving: Mapping[str, float]
     gap: float
+    spent: float
 
     @property
     def best(self) -> bool:
@@ -66,7 +67,7 @@ class Cell:
     def __str__(self) -> str:
         steps = "  ".join(f"{name} {step:.3f}" for name, step in self.steps.items())
         where = f"{self.model} {self.machine} ZeRO-{self.zero} {self.capacity} {self.lengths}"
-        return f"{where:58s} {steps}  gap {self.gap:.1%}  {'best' if self.best else 'equal'}"
+        return f"{where:58s} {steps}  gap {self.gap:.1%}  {'best' if self.best else 'equal'}  {self.spent:.1f} s"
 
 
 def shipped(name: str, tokens: int) -> list[int]:
@@ -149,6 +150,7 @@ def _cells(graph: Graph, model: str, machine: str, zero: int, names: Sequence[st
     if pool < 8:
         return
     for name in LENGTHS:
+        started = time.process_time()
         lengths = batch(name, tokens_of(machine))
         capacity = ROOM if max(lengths) < 0.99 * pool * ROOM else LARGE
         try:
@@ -162,7 +164,8 @@ def _cells(graph: Graph, model: str, machine: str, zero: int, names: Sequence[st
         steps = {one.policy: one.timing.seconds for one in found if one.timing is not None}
         solving = {one.policy: one.solving for one in found}
         gap = next(one.timing.gap for one in found if one.policy == "auto" and one.timing is not None)
-        yield Cell(model, machine, zero, capacity, name, len(lengths), max(lengths), steps, solving, gap)
+        spent = time.process_time() - started
+        yield Cell(model, machine, zero, capacity, name, len(lengths), max(lengths), steps, solving, gap, spent)
 
 
 def main() -> int:

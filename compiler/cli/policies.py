@@ -66,8 +66,9 @@ def bounds(found: Sequence[Compared], terms: Terms) -> tuple[str, float, float]:
     """Which bounds the step from below, `area` or `longest`, and the seconds of both."""
     from fourfold.passes.batch.bounding import sides
 
-    lengths = next(one.batch.lengths for one in found if one.batch is not None)
-    area, longest = (terms.once + side for side in sides(lengths, terms))
+    batches = [one.batch for one in found if one.batch is not None]
+    offloaded = any(max(batch.held.values()) > batch.capacity for batch in batches)
+    area, longest = (terms.once + side for side in sides(batches[0].lengths, terms, offloaded=offloaded))
     return ("area" if area >= longest else "longest"), area, longest
 
 

@@ -11,6 +11,7 @@ from fourfold.passes.batch.auto_grid import Choice, Grid, option
 from fourfold.passes.batch.auto_polish import polish
 from fourfold.passes.batch.auto_search import constructed, improved
 from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.hosting import hosted, widths
 from fourfold.passes.batch.refusal import require
 from fourfold.passes.batch.remap import remapped
 from fourfold.passes.batch.terms import Terms
@@ -33,17 +34,19 @@ def auto(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy] = (), ga
     A first placement gives each sequence, the one with most work first, the ranks and the place that cost least beyond
     a height that all should keep; several heights are tried. The best, and what the starts found, are improved by
     taking out what is critical and placing it anew, and by a solver, until it is within `gap` of the bound or a fixed
-    measure of work is done. Raises InfeasibleError for what the pool cannot hold.
+    measure of work is done. Where that leaves a gap, the same is tried with micro-steps beyond the room of ranks, what
+    is over waiting in the host's memory, and with all ranks in step. Raises InfeasibleError for what the pool cannot
+    hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="auto")
-    least = bound(lengths, terms)
+    goal = (1 + gap) * bound(lengths, terms)
     found = [_timed(batch, terms) for batch in _started(lengths, terms, starts)]
-    goal = (1 + gap) * least
-    grids = constructed(lengths, terms, least, goal=goal)
-    grids += [grid for _, batch in sorted(found, key=_seconds)[:1] if (grid := read(batch, terms, least)) is not None]
-    for grid in improved(grids, goal=goal)[:1]:
-        polish(grid, goal=goal)
-        found.append(_timed(_batch(grid), terms))
+    for frame in _frames(lengths, terms):
+        first = sorted(found, key=_seconds)[:1] if frame is terms else ()
+        batches = _searched(lengths, frame, terms, [batch for _, batch in first], gap)
+        found += [_timed(batch, terms) for batch in batches]
+        if min(found, key=_seconds)[0] <= terms.once + goal:
+            break
     best = min(found, key=_seconds)
     for seconds, batch in sorted(found, key=_seconds)[:FINISHED] if best[0] > terms.once + goal else ():
         one = seconds, batch
@@ -69,9 +72,34 @@ def _started(lengths: Sequence[int], terms: Terms, starts: Sequence[Policy]) -> 
             continue
 
 
-def _batch(grid: Grid) -> BatchPlan:
-    """A placement as pieces, without micro-steps that nobody runs."""
-    terms, lengths = grid.terms, grid.choice.lengths
+def _frames(lengths: Sequence[int], terms: Terms) -> Iterator[Terms]:
+    """The terms, then those of wider micro-steps, and of ranks that go in step where they need not; for a batch that
+    fits into one micro-step these would change little."""
+    yield terms
+    if sum(lengths) <= terms.bounds.ranks * terms.bounds.capacity:
+        return
+    wider = [replace(terms.bounds, capacity=capacity) for capacity in widths(terms)]
+    in_step = [replace(bounds, zero=3) for bounds in wider[-1:] if bounds.zero <= 1]
+    yield from map(terms.within, wider + in_step)
+
+
+def _searched(
+    lengths: Sequence[int], frame: Terms, terms: Terms, starts: Sequence[BatchPlan], gap: float
+) -> Iterator[BatchPlan]:
+    """The best placement made from nothing in a frame, or from the starts."""
+    least = bound(lengths, terms, offloaded=frame is not terms)
+    goal = (1 + gap) * least
+    grids = constructed(lengths, frame, least, goal=goal)
+    grids += [grid for batch in starts if (grid := read(batch, terms, least)) is not None]
+    for grid in improved(grids, goal=goal)[:1]:
+        polish(grid, goal=goal)
+        yield _batch(grid, terms)
+
+
+def _batch(grid: Grid, terms: Terms) -> BatchPlan:
+    """A placement as pieces, without micro-steps that nobody runs; what ranks have no room for waits in the host's
+    memory."""
+    lengths = grid.choice.lengths
     used = {step: at for at, step in enumerate(sorted(set(grid.step.tolist())))}
     places = zip(grid.step.tolist(), grid.first.tolist(), grid.ranks.tolist(), strict=True)
     pieces = tuple(
@@ -79,7 +107,8 @@ def _batch(grid: Grid) -> BatchPlan:
         for i, (step, first, n) in enumerate(places)
     )
     offloads = tuple(replace(one, micro_step=used[one.micro_step]) for one in grid.offloads)
-    return BatchPlan("auto", lengths, terms.bounds.ranks, terms.bounds.capacity, pieces, offloads=offloads)
+    bounds = terms.bounds
+    return hosted(BatchPlan("auto", lengths, bounds.ranks, bounds.capacity, pieces, offloads=offloads), terms)
 
 
 def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from fourfold.ir.batch import Offload
-from fourfold.passes.batch.bounding import worth
+from fourfold.passes.batch.attentions import worth
 from fourfold.passes.batch.gangs import neighbours
 from fourfold.passes.batch.terms import Terms
 

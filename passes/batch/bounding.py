@@ -1,19 +1,16 @@
-"""Seconds that no placement of a batch goes below, and the numbers of ranks that may pay for a sequence."""
+"""Seconds that no placement of a batch goes below."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil, inf
 
-from fourfold.passes.batch.refusal import SLACK, room
+from fourfold.passes.batch.attentions import WIDE, Attentions, degrees
 from fourfold.passes.batch.terms import Terms
 
-TILE = 128
-"""Queries that attention kernels take at once: ranks with fewer gain nothing."""
-
-
-WIDE = 64
-"""Ranks up to which methods are asked what they take; of more, a bound takes compute alone, without their messages."""
+HALVES = 6
+"""How often what a step may be is halved in on."""
 
 
 def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> float:
@@ -24,65 +21,75 @@ def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> f
 def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> tuple[float, float]:
     """Seconds of all work spread evenly over the ranks, and of the longest sequence by its best number of ranks.
 
-    Work is the least that each sequence costs wherever it runs, when others fill what it waits for messages; the
-    longest alone waits for its own, and a remap may spread what it has else to do. A placement that leaves something to
-    the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A line of p
-    stages runs p - 1 micro-steps more, of which one holds the longest.
+    Work is the least that sequences cost wherever they run, where those alone fill what others wait for messages; the
+    longest by itself waits for its own, and a remap may spread what it has else to do. A placement that leaves
+    something to the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A
+    line of p stages runs p - 1 micro-steps more, of which one holds the longest.
     """
     ranks, more = terms.bounds.ranks, terms.stages - 1
-    work = sum(many * (terms.linear * n + _attention(n, terms, offloaded)) for n, many in Counter(lengths).items())
     longest = max(lengths)
-    alone = min(terms.fastest(longest, n)[0] for n in _degrees(longest, terms))
+    alone = min(terms.fastest(longest, n)[0] for n in degrees(longest, terms))
     alone = min(alone, terms.alone(longest) / ranks) if ranks > WIDE else alone
     alone += terms.fixed + terms.linear * longest / ranks
-    area = work / ranks + _beside(sum(lengths), terms, offloaded)
+    area = _spread(Attentions(Counter(lengths), terms, offloaded))
     filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
     return terms.slowest * (area + filled), terms.slowest * (1 + more) * alone
 
 
-def _attention(length: int, terms: Terms, offloaded: bool) -> float:
-    """Seconds of all ranks together for the attention of a sequence, and for what is run again of it.
+def _spread(attentions: Attentions) -> float:
+    """Seconds of all work spread evenly, of which nothing takes a rank longer than all.
 
-    One that fits a rank is cheapest there. A longer one is shared by as many ranks as hold it; or by fewer in chunks,
-    of which those beyond the room that its keys leave run forward twice; the first, which see least.
+    A step of T seconds runs no sequence in a way that takes a rank longer; what is left takes f(T), which falls as T
+    grows. No step is below min(T, f(T)), then, whatever T: it is halved in on between f(infinity) and f of that.
     """
-    if offloaded or length <= room(1, terms):
-        return terms.alone(length)
-    capacity, fewest = terms.bounds.capacity, worth(length, terms)[0]
-    known: list[float] = []
-    for n in {fewest, max(1, fewest - 1), *_degrees(length, terms)}:
-        seconds = n * terms.least(length, n)
-        if n < fewest:
-            again = max(0, min(length, round((1.0 + terms.bounds.state) * length) - n * capacity))
-            seconds += terms.forward * terms.linear * again + (terms.attends * terms.alone(again) if again else 0.0)
-        known.append(seconds)
-    return min(known)
+    low = found = _work(attentions, inf)
+    if attentions.terms.bounds.ranks > WIDE:
+        return low
+    high = _work(attentions, low)
+    for _ in range(HALVES if low < high < inf else 0):
+        middle = (low + high) / 2
+        other = _work(attentions, middle)
+        found = max(found, min(middle, other))
+        low, high = (middle, high) if other > middle else (low, middle)
+    return found
 
 
-def _beside(tokens: int, terms: Terms, offloaded: bool) -> float:
+def _work(attentions: Attentions, most: float) -> float:
+    """Seconds of each rank, were all work spread evenly, in ways of which none takes longer than a step of `most`."""
+    terms, tokens = attentions.terms, sum(n * many for n, many in attentions.many.items())
+    work = terms.linear * tokens / terms.bounds.ranks + attentions.least(most / terms.stages)
+    if work == inf:
+        return inf
+    return work + (_hosted(tokens, work, terms) if attentions.offloaded else _beside(tokens, terms))
+
+
+def _beside(tokens: float, terms: Terms) -> float:
     """Seconds of each rank, if they are spread evenly, that micro-steps cost beside what is in them.
 
     Each holds what its rank has room for; under ZeRO 2 and 3 all ranks run as many.
     """
     bounds = terms.bounds
-    if offloaded:
-        tokens = int(tokens * (1.0 - bounds.spare))
-    cells = -(-tokens // bounds.capacity)
-    return terms.fixed * (-(-cells // bounds.ranks) if bounds.zero > 1 else cells / bounds.ranks)
+    cells = ceil(tokens / bounds.capacity)
+    return terms.fixed * (ceil(cells / bounds.ranks) if bounds.zero > 1 else cells / bounds.ranks)
 
 
-def _degrees(length: int, terms: Terms) -> Sequence[int]:
-    """Numbers of ranks close enough to each other that none between them is much faster."""
-    most = min(terms.bounds.ranks, WIDE)
-    powers = [2**k for k in range(most.bit_length())]
-    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), most, worth(length, terms)[0]}
-    return sorted(n for n in every if n <= most)
+def _hosted(tokens: int, work: float, terms: Terms) -> float:
+    """The same where some of what each keeps may wait in the host's memory, and what is waited for it.
 
+    m micro-steps of each rank keep m C tokens; the others' copies, T / R - m C, hide behind the first forwards and
+    behind the rest of m a + work seconds, or are waited for. Of all ranks and micro-steps together that is no more than
+    of each by itself. It is straight in m but where one of the two begins to hide all: the least is at one of these, or
+    at the fewest micro-steps.
+    """
+    each, copy = tokens / terms.bounds.ranks, terms.kept / terms.host if terms.host else inf
+    fewest = _beside(tokens * (1.0 - terms.bounds.spare), terms) / terms.fixed if terms.fixed else 0.0
+    if not terms.bounds.spare or copy == inf or not terms.fixed:
+        return fewest * terms.fixed
+    parts = terms.forward, 1.0 - terms.forward
+    hiding = [(copy * each - part * work) / (copy * terms.bounds.capacity + part * terms.fixed) for part in parts]
 
-def worth(length: int, terms: Terms) -> tuple[int, ...]:
-    """Numbers of ranks that may pay for a sequence: the fewest that hold it, and more that have whole tiles each."""
-    most = terms.bounds.ranks
-    fewest = 1 if length <= room(1, terms) else min(most, -(-length // (terms.bounds.capacity - SLACK)))
-    wide = max(fewest, min(most, length // TILE))
-    powers = (2**k for k in range(wide.bit_length()))
-    return tuple(sorted({fewest, wide, *(n for n in powers if fewest <= n)}))
+    def seconds(steps: float) -> float:
+        copied = max(0.0, copy * (each - steps * terms.bounds.capacity))
+        return steps * terms.fixed + sum(max(0.0, copied - part * (steps * terms.fixed + work)) for part in parts)
+
+    return min(map(seconds, (fewest, *(steps for steps in hiding if steps > fewest))))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
+from random import Random
 
 from fourfold.ir.batch import BatchPlan, Offload, Piece
 from fourfold.passes.batch.gangs import Ganged, Task, least_loaded, placed
@@ -25,6 +27,12 @@ ORDERS: tuple[Callable[[Task], tuple[float, ...]], ...] = (
 """Of long sequences: the widest first, the slowest, those with most work."""
 
 
+CELLS = 200_000
+"""Ranks that are looked at for long sequences, in all orders that are tried."""
+
+PARTS = (inf, 0.9, 0.5, 0.25)
+"""Shares of the least step that a long sequence may take, where fewer ranks leave more to the host's memory."""
+
 APART = 1 << 20
 """Numbers left between the micro-steps of long sequences, for those of short ones."""
 
@@ -33,32 +41,34 @@ def bytescale(lengths: Sequence[int], terms: Terms) -> BatchPlan:
     """Long sequences on the ranks that hold them by a ring, the rest packed; ranks with light ones run more.
 
     A long sequence that computes long enough to hide it leaves part of what it keeps to the host's memory, and so takes
-    fewer ranks, where that takes less of all ranks' time. Source: ByteScale (arXiv 2502.21231, equation 3, algorithms 1
-    and 2), whose balance scheduler starts, as printed, with no rank to give to: here the least loaded take the widest
-    first. Raises InfeasibleError for what the pool cannot hold.
+    fewer ranks, where that takes less of all ranks' time, and no longer than several shares of the step. Source:
+    ByteScale (arXiv 2502.21231, equation 3, algorithms 1 and 2), whose balance scheduler starts, as printed, with no
+    rank to give to: here the least loaded take the widest first. Raises InfeasibleError for what the pool cannot hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="bytescale")
     least = {i: -(-n // (terms.bounds.capacity - SLACK)) for i, n in enumerate(lengths) if n > room(1, terms)}
-    fewer = {i: fewest(lengths[i], n, terms) for i, n in least.items()}
-    tried = [
-        placing
-        for degrees in ((least, fewer) if fewer != least else (least,))
-        for placing in _placings(lengths, degrees, terms)
-    ]
+    work = sum(terms.linear * n + terms.alone(n) for n in lengths) / terms.bounds.ranks
+    choices = [least]
+    for part in PARTS:
+        fewer = {i: fewest(lengths[i], n, terms, most=part * work) for i, n in least.items()}
+        choices += [fewer] * (fewer not in choices)
+    tried = [placing for degrees in choices for placing in _placings(lengths, degrees, terms)]
     return min(tried, key=lambda batch: timed(batch, terms).seconds)
 
 
-def fewest(length: int, ranks: int, terms: Terms) -> int:
+def fewest(length: int, ranks: int, terms: Terms, most: float = inf) -> int:
     """Ranks of a sequence that `ranks` hold: fewer where the host's memory, hidden by compute, makes that cheaper.
 
     Of s tokens on D ranks the share r must go that leaves (1 - r) s / D in the room C of each, and may go that is
-    written while the forward computes. Compute alone is counted: communication only hides more.
+    written while the forward computes. Compute alone is counted: communication only hides more. Not so few that each
+    computes for more than `most` seconds.
     """
     bounds, found = terms.bounds, ranks
     while bounds.spare and found > 1:
         tokens = -(-length // (found - 1)) + 1
         seconds = terms.fixed + terms.linear * tokens + terms.alone(length) / (found - 1)
-        if share(tokens, terms) > min(bounds.spare, terms.forward * seconds * terms.host / (terms.kept * tokens)):
+        hidden = terms.forward * seconds * terms.host / (terms.kept * tokens)
+        if seconds > most or share(tokens, terms) > min(bounds.spare, hidden):
             break
         found -= 1
     if found == 1 or found == ranks:
@@ -82,8 +92,28 @@ def _placings(lengths: Sequence[int], degrees: Mapping[int, int], terms: Terms) 
         yield _offloaded(placed(tasks, lengths, terms, policy="bytescale"), terms)
         return
     for deal in (evenly, by_class) if terms.stages > 1 else (evenly,):
-        for order in ORDERS:
-            yield _offloaded(_dealt(sorted(tasks, key=order), short, lengths, terms, deal), terms)
+        for order in (*(sorted(tasks, key=key) for key in ORDERS), _reordered(tasks, terms)):
+            yield _offloaded(_dealt(order, short, lengths, terms, deal), terms)
+
+
+def _reordered(tasks: Sequence[Task], terms: Terms) -> Sequence[Task]:
+    """The order of long sequences that ends soonest, of many: one after the other goes elsewhere, and stays there if
+    nothing then ends later."""
+    random, best = Random(0), min((sorted(tasks, key=key) for key in ORDERS), key=lambda order: _ends(order, terms))
+    ends = _ends(best, terms)
+    for _ in range(CELLS // (len(tasks) * terms.bounds.ranks) if len(tasks) > 1 else 0):
+        order = list(best)
+        order.insert(random.randrange(len(tasks)), order.pop(random.randrange(len(tasks))))
+        found = _ends(order, terms)
+        if found <= ends:
+            best, ends = order, found
+    return best
+
+
+def _ends(tasks: Sequence[Task], terms: Terms) -> tuple[float, float]:
+    """Seconds of the rank that ends last, and of all with what they wait."""
+    loads = least_loaded(tasks, terms, across=True).loads
+    return float(loads.max()), float(loads.sum())
 
 
 def _alone(sequence: int, length: int, ranks: int, terms: Terms) -> Task:
@@ -95,7 +125,7 @@ def _dealt(
     tasks: Sequence[Task], short: Mapping[int, int], lengths: Sequence[int], terms: Terms, deal: Deal
 ) -> BatchPlan:
     """Long ones in this order; short ones fill what ranks would wait, then each rank gets some, and packs them."""
-    ganged, bounds = least_loaded(tasks, terms), terms.bounds
+    ganged, bounds = least_loaded(tasks, terms, across=True), terms.bounds
     pieces = [
         piece
         for task, (first, step) in zip(tasks, ganged.places, strict=True)

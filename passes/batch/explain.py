@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
-from fourfold.passes.batch.bounding import worth
+from fourfold.passes.batch.attentions import worth
 from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.refusal import room
 from fourfold.passes.batch.terms import Terms

@@ -52,13 +52,17 @@ class Ganged:
     waits: dict[tuple[int, int], float]
 
 
-def least_loaded(tasks: Sequence[Task], terms: Terms) -> Ganged:
-    """Each where it can begin soonest, in this order, each rank one task a micro-step."""
+def least_loaded(tasks: Sequence[Task], terms: Terms, *, across: bool = False) -> Ganged:
+    """Each where it can begin soonest, in this order, each rank one task a micro-step.
+
+    across: those of more ranks than a node has may begin inside one, as rings may, each of whose ranks sends to one.
+    """
     loads, following = np.zeros(terms.bounds.ranks), np.zeros(terms.bounds.ranks, dtype=int)
     found: list[tuple[int, int]] = []
     waits: dict[tuple[int, int], float] = {}
     for task in tasks:
-        starts = neighbours(task.ranks, terms)
+        free = across and task.ranks > terms.node
+        starts = np.arange(terms.bounds.ranks - task.ranks + 1) if free else neighbours(task.ranks, terms)
         windows = np.lib.stride_tricks.sliding_window_view(loads, task.ranks)[starts].max(axis=1)
         first = int(starts[int(np.argmin(windows))])
         here = slice(first, first + task.ranks)

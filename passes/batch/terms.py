@@ -83,6 +83,12 @@ class Terms:
     _sent: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
+    def within(self, bounds: Bounds) -> Terms:
+        """The same seconds within other bounds of the same pool; what is looked up is known to both."""
+        found = replace(self, bounds=bounds)
+        vars(found).update({name: known for name, known in vars(self).items() if name.startswith("_")})
+        return found
+
     def alone(self, length: int) -> float:
         """Seconds of attention over one document on one rank; launches are in `fixed`."""
         key = ("whole", 1, length)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,13 +14,18 @@ from fourfold.passes.batch.clock import clocked, stepped
 from fourfold.passes.batch.terms import Terms
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timing:
-    """One step: its seconds, those in which each rank computes, and what bounds it from below."""
+    """One step: its seconds, those in which each rank computes, and what bounds it from below, once asked for."""
 
     seconds: float
     busy: tuple[float, ...]
-    bound: float
+    least: Callable[[], float] = field(repr=False, compare=False)
+
+    @cached_property
+    def bound(self) -> float:
+        """Seconds that no placement of this batch goes below."""
+        return self.least()
 
     @property
     def balance(self) -> float:
@@ -40,5 +46,8 @@ def timed(batch: BatchPlan, terms: Terms, paces: Sequence[float] = ()) -> Timing
     """
     steps = stepped(batch, terms, paces)
     busy = sum((step.busy for step in steps), np.zeros(batch.ranks))
-    least = bound(batch.lengths, terms, offloaded=max(batch.held.values()) > batch.capacity)
-    return Timing(terms.once + clocked(steps, terms), tuple(busy.tolist()), terms.once + least)
+
+    def least() -> float:
+        return terms.once + bound(batch.lengths, terms, offloaded=max(batch.held.values()) > batch.capacity)
+
+    return Timing(terms.once + clocked(steps, terms), tuple(busy.tolist()), least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from fourfold.passes.batch.auto import auto, read
 from fourfold.passes.batch.auto_grid import Choice, Grid, option, widest
 from fourfold.passes.batch.auto_polish import polish
 from fourfold.passes.batch.bounding import bound
+from fourfold.passes.batch.hosting import widths
 from fourfold.passes.batch.terms import Layer, Terms
 from fourfold.passes.batch.timing import timed
 from fourfold.passes.tables import Heads
@@ -63,6 +65,32 @@ def test_a_core_is_solved_as_by_trying_all(zero: int) -> None:
     polish(grid, goal=0.0)
     assert grid.makespan == pytest.approx(best, rel=2e-3)
     assert sorted(grid.first.tolist()) != [0] * 7
+
+
+@pytest.mark.parametrize("zero", (1, 3))
+def test_wider_micro_steps_leave_memory_for_what_lives_inside_a_block(zero: int) -> None:
+    bounds = Bounds(8, 2048, zero, 8, state=0.1, spare=0.75)
+    layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
+    given = Terms(load("dgx-h200:1"), bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32")
+    given = replace(given, forward=0.3, kept=1e4, host=5e10)
+    lengths = [300 + 37 * i % 900 for i in range(60)] + [9000, 6000]
+    batch = auto(lengths, given)
+    assert batch.offloads and complaints(batch, bounds) == ()
+    inside = 1.0 - bounds.spare
+    for one in batch.offloads:
+        held = batch.held[one.rank, one.micro_step]
+        assert held <= max(widths(given))
+        assert (1.0 - one.share) * held + inside * held == pytest.approx((1.0 + inside) * 2048, abs=4)
+    kept = timed(auto(lengths, replace(given, bounds=replace(bounds, spare=0.0))), given)
+    assert timed(batch, given).seconds < kept.seconds
+
+
+def test_the_host_holds_no_more_than_its_memory() -> None:
+    given = terms(16, 4096, 1)
+    large = replace(given, bounds=replace(given.bounds, spare=0.9), forward=0.3, kept=1e7, host=5e12)
+    node = large.machine.groups[0].node
+    assert max(widths(large)) - 4096 == pytest.approx(0.5 * node.host_memory / node.devices / 1e7, abs=1)
+    assert widths(given) == ()
 
 
 def test_the_largest_of_neighbours_by_doubling_is_that_of_windows() -> None:

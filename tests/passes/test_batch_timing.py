@@ -89,6 +89,46 @@ def test_time_is_that_of_plain_clocks_and_never_below_the_bound(case: tuple[Batc
     assert timing.seconds >= timing.bound * (1 - 1e-9)
 
 
+@st.composite
+def relieved(draw: st.DrawFn) -> tuple[BatchPlan, int]:
+    """Placements whose ranks hold up to twice their room: the rest waits in the host's memory, or others run it."""
+    batch, zero = draw(placements())
+    cells = sorted(batch.held)
+    moves = []
+    for rank, step in cells:
+        beside = [other for other, there in cells if there == step and other > rank]
+        if beside and batch.held[rank, step] and draw(st.booleans()):
+            most = batch.held[rank, step]
+            moves.append(Move(step, rank, draw(st.sampled_from(beside)), draw(st.integers(1, most))))
+    batch = replace(batch, moves=tuple(moves))
+    wanted = {
+        key: max(1.0 - batch.capacity / max(1, n), draw(st.sampled_from((0.0, 0.4)))) for key, n in batch.run.items()
+    }
+    offloads = tuple(Offload(step, rank, share) for (rank, step), share in sorted(wanted.items()) if share > 0.0)
+    return replace(batch, offloads=offloads), zero
+
+
+@settings(max_examples=150, deadline=None)
+@given(relieved(), st.sampled_from((5e10, 2e9)))
+def test_no_remap_or_offload_goes_below_the_bound(case: tuple[BatchPlan, int], host: float) -> None:
+    batch, zero = case
+    given_terms = terms(batch.ranks, zero, host=host)
+    assume(not complaints(batch, given_terms.bounds))
+    timing = timed(batch, given_terms)
+    assert timing.seconds >= timing.bound * (1 - 1e-9)
+
+
+def test_waits_that_nothing_fills_are_in_the_bound() -> None:
+    """Where all ranks share all, whose keys leave no room for chunks, its waits are lost."""
+    wide = terms(16)
+    given_terms, length = wide.within(replace(wide.bounds, capacity=512, state=1.0)), 16 * 500
+    method = given_terms.fastest(length, 16)[1]
+    pieces = tuple(Piece(i, 0, length, i, tuple(range(16)), method) for i in range(3))
+    timing = timed(BatchPlan("by hand", (length,) * 3, 16, 512, pieces), given_terms)
+    assert given_terms.waits(length, 16, method) > 0.1 * given_terms.task(length, 16)
+    assert 0.0 <= timing.gap < 0.03
+
+
 PAIR = BatchPlan("by hand", (900, 500), 4, 1024, (Piece(0, 0, 900, 0, (0,)), Piece(1, 0, 500, 0, (1,))))
 
 
