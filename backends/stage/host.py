@@ -22,8 +22,6 @@ PAGE = 8 * 2**20
 """Bytes of a page: a copy of one takes far longer than its launch, and half a page is lost for each storage."""
 LEAST = 2**20
 """Bytes of the smallest storage that is worth a copy."""
-LEAVING = 2
-"""Storages that may be on their way out while the device still holds them; a backward that comes first finds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,8 @@ class Host:
     least: int = LEAST
     free: deque[Page] = field(default_factory=deque)
     pages: int = 0
-    leaving: deque[weakref.ref[Away]] = field(default_factory=deque)
+    leaving: deque[tuple[int, weakref.ref[Away]]] = field(default_factory=deque)
+    outward: int = 0
 
     @classmethod
     def of(cls, device: torch.device) -> Host:
@@ -83,13 +82,19 @@ class Host:
         """Pages that are free once `after` is done."""
         self.free.extend((page, after) for page, _ in pages)
 
-    def left(self, away: Away) -> None:
-        """Counts one that is on its way; the device lets go of the first where there are too many."""
-        self.leaving.append(weakref.ref(away))
-        while len(self.leaving) > LEAVING:
-            first = self.leaving.popleft()()
-            if first is not None:
-                first.let_go()
+    def left(self, away: Away, most: int) -> None:
+        """Counts one that is on its way; where more than `most` bytes are, the device lets go of the first.
+
+        A backward that comes before that finds them on the device.
+        """
+        self.leaving.append((away.size, weakref.ref(away)))
+        self.outward += away.size
+        while self.outward > most:
+            size, first = self.leaving.popleft()
+            self.outward -= size
+            found = first()
+            if found is not None:
+                found.let_go()
 
 
 class Away:
@@ -108,7 +113,6 @@ class Away:
         self.version, self.changed = origin._version, False
         self.pages = host.take(self.size)
         self.gone = host.out.copied(tuple(self._pairs(_flat(origin))), [event for _, event in self.pages])
-        host.left(self)
 
     def let_go(self) -> None:
         """The device's memory is free for what is begun here next."""

@@ -2,13 +2,16 @@
 
 Hooks of autograd see each tensor that is saved, by compiled regions and checkpoints too. Whole storages go, one by one
 as they come, whenever fewer bytes than the share have gone so far: nothing on the device is copied, views of one
-storage stay together, and the share is met to within half a storage. They come back in reverse, one ahead of its use.
+storage stay together, and the share is met to within half a storage. They come back in reverse. A layer saves much at
+once, so that copies keep up with compute only if as much as one layer moves may be on its way out, and back ahead of
+its use.
 Source: ByteScale's activation offload (arXiv 2502.21231, section 5), which cuts each tensor at the share instead.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +52,8 @@ class Offloading:
     """One forward of a stage: which of what its calls save goes.
 
     layers: calls that hold a layer each, of which the first stay, as does all that other calls save. Bytes of storages,
-    each counted once, parameters not: `kept` by layers, `open` by those that do not stay, and `moved`.
+    each counted once, parameters not: `kept` by layers, `open` by those that do not stay, and `moved`, of which `each`
+    layer's.
     """
 
     def __init__(self, host: Host, layers: Sequence[int], share: float) -> None:
@@ -59,7 +63,8 @@ class Offloading:
         self.kept = self.open = self.moved = 0
         self.known: dict[int, tuple[StorageWeakRef, weakref.ref[Away] | None]] = {}
         self.order: list[weakref.ref[Away]] = []
-        self.coming: weakref.ref[Away] | None = None
+        self.coming: list[weakref.ref[Away]] = []
+        self.each: Counter[int] = Counter()
 
     def hooks(self, call: int, resident: Resident) -> Hooks:
         """How autograd saves what one call keeps, and gets it back."""
@@ -72,9 +77,8 @@ class Offloading:
             self._ahead()
             return packed.tensor
         assert isinstance(packed, _View)
+        self.coming = [ref for ref in self.coming if ref() is not packed.away]
         storage = packed.away.storage()
-        if self.coming is not None and self.coming() is packed.away:
-            self.coming = None
         self._ahead()
         empty = torch.empty(0, dtype=packed.dtype, device=self.host.device)
         return empty.set_(storage, packed.offset, packed.size, packed.stride)
@@ -106,20 +110,26 @@ class Offloading:
         if call not in self.goes or size < self.host.least or self.moved + size / 2 > self.ratio * self.open:
             return None
         self.moved += size
+        self.each[call] += size
         found = Away(self.host, x)
+        self.host.left(found, self.window)
         self.order.append(weakref.ref(found))
         return found
 
+    @property
+    def window(self) -> int:
+        """Bytes of the layer that moves most, so far."""
+        return max(self.each.values(), default=0)
+
     def _ahead(self) -> None:
-        """Fetches the last one that is still away, unless one was fetched that nobody asked for yet."""
-        if self.coming is not None and self.coming() is not None:
-            return
-        self.coming = None
-        while self.order and self.coming is None:
+        """Fetches the last ones that are still away, until as much as a layer moves waits to be asked for."""
+        waiting = sum(one.size for ref in self.coming if (one := ref()) is not None)
+        while self.order and waiting < self.window:
             last = self.order.pop()
             found = last()
             if found is not None and found.fetch():
-                self.coming = last
+                self.coming.append(last)
+                waiting += found.size
 
 
 @dataclass(frozen=True)
