@@ -16,6 +16,12 @@ from fourfold.passes.seconds import Seconds
 from fourfold.passes.tables import Heads
 from fourfold.passes.work import work
 
+LAUNCHED = 5.3e-3
+"""Seconds in which the host launches one layer, forward and backward: a micro-step on a GPU takes no less. Source: 12
+layers of chunkflow's 38 micro-steps in benchmarks/results/varlen-h200x2/rows-megatron.jsonl."""
+LEFT = 2.3
+"""Times as long where what the layer keeps goes to the host's memory. Source: `auto` there, of 6 micro-steps."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -89,6 +95,7 @@ def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
     linear = max(0.0, (second - first) / (many - few))
     layers, host = rank.layers, min(group.node.host_link or 0.0 for group in machine.groups)
     spare = rank.spare if host else 0.0
+    launched = 0.0 if machine.device.vendor == "cpu" else LAUNCHED * sum(layer.calls for layer in layers)
     heads = min(layer.heads.heads for layer in layers)
     paths = [sum(whole.calls[i].path for i in line.calls) for line in whole.lines]
     return Terms(
@@ -96,7 +103,7 @@ def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
         bounds=Bounds(plan.mesh.pool, plan.capacity, plan.zero, heads, rank.state / rank.kept, spare),
         tensor=plan.mesh.tp,
         node=sum(one < machine.node_size for one in plan.mesh.group("pool")),
-        fixed=max(0.0, first - linear * few),
+        fixed=max(0.0, first - linear * few, launched - linear * plan.capacity),
         linear=linear,
         once=whole.optimizer + whole.talk + max(0.0, whole.step.exposed - _crossing(whole)),
         layers=layers,
@@ -104,6 +111,7 @@ def terms_of(plan: Plan, machine: Machine | None = None) -> Terms:
         forward=forward / second,
         kept=rank.kept,
         host=host,
+        launch=launched * LEFT,
         stages=plan.mesh.pp,
         slowest=max(paths) / sum(paths),
     )

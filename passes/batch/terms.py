@@ -41,6 +41,11 @@ class Asked(Protocol):
         """The seconds."""
 
 
+SLOWED = 0.13
+"""Seconds by which compute is longer for each second of copies beside it. Source: two H200 whose micro-steps left half
+of what they kept to the host (benchmarks/results/online-h200x2): 0.36 s a step for 2.8 s of copies."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """Attentions that are alike: heads of a tensor rank, how many calls, how often the forward runs in a micro-step."""
@@ -58,8 +63,8 @@ class Terms:
     and what is computed again. once: seconds of a step outside its micro-steps. node: neighbours in the pool, by how
     many lie in one node. routing: over which ports rings send between nodes; the engine's ranks send over their own.
     forward: the share of a micro-step that is a first forward. kept: bytes that a token keeps for its backward. host:
-    bytes a second to the host's memory. stages: ranks of a line of pipeline stages, of which the slowest runs the share
-    `slowest` of a micro-step.
+    bytes a second to the host's memory; launch: the least seconds of a micro-step that leaves something there.
+    stages: ranks of a line of pipeline stages, of which the slowest runs the share `slowest` of a micro-step.
     """
 
     machine: Machine
@@ -75,6 +80,7 @@ class Terms:
     forward: float = 1 / 3
     kept: float = 0.0
     host: float = 0.0
+    launch: float = 0.0
     stages: int = 1
     slowest: float = 1.0
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
@@ -104,11 +110,15 @@ class Terms:
         return first / max(LEAST, self.alone(length))
 
     def exposed(self, share: float, tokens: int, seconds: float) -> float:
-        """Seconds by which a micro-step of `seconds` waits for a share of what it keeps to go to the host, and back."""
+        """Seconds by which a micro-step of `seconds` is longer as a share of what it keeps goes to the host, and back.
+
+        What it waits for, and what copies slow the compute beside them; or until the host has launched all of it.
+        """
         if not share:
             return 0.0
         copying, first = share * tokens * self.kept / self.host, self.forward * seconds
-        return max(0.0, copying - first) + max(0.0, copying - (seconds - first))
+        waits = max(0.0, copying - first) + max(0.0, copying - (seconds - first))
+        return max(waits + 2 * SLOWED * copying, self.launch - seconds)
 
     def shared(self, length: int, ranks: int, method: str) -> float:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""

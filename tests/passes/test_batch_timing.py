@@ -16,7 +16,7 @@ from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.clock import attention
 from fourfold.passes.batch.exchange import exchanged
-from fourfold.passes.batch.terms import Layer, Terms
+from fourfold.passes.batch.terms import SLOWED, Layer, Terms
 from fourfold.passes.batch.timing import timed
 from fourfold.passes.tables import Heads
 
@@ -144,12 +144,15 @@ def test_dropped_chunks_run_forward_again() -> None:
     assert 0.1 < given_terms.attends < 0.5
 
 
-def test_what_goes_to_the_host_is_free_as_long_as_compute_hides_it() -> None:
+def test_what_goes_to_the_host_slows_what_hides_it_and_no_micro_step_ends_before_it_is_launched() -> None:
     batch = replace(PAIR, offloads=(Offload(0, 0, 0.5),))
     slow = terms(host=0.5 * 900 * 1e4 / 1e-3)
-    own = timed(PAIR, slow).busy[0]
-    assert timed(batch, terms()).seconds == timed(PAIR, terms()).seconds
-    assert timed(batch, slow).busy[0] == pytest.approx(own + (1e-3 - 0.3 * own) + max(0.0, 1e-3 - 0.7 * own))
+    own, copying = timed(PAIR, slow).busy[0], 0.5 * 900 * 1e4 / terms().host
+    assert timed(batch, terms()).busy[0] == pytest.approx(own + 2 * SLOWED * copying)
+    waits = (1e-3 - 0.3 * own) + max(0.0, 1e-3 - 0.7 * own)
+    assert timed(batch, slow).busy[0] == pytest.approx(own + waits + 2 * SLOWED * 1e-3)
+    assert timed(batch, replace(slow, launch=0.5)).busy[0] == pytest.approx(0.5)
+    assert timed(PAIR, replace(slow, launch=0.5)).busy[0] == own
     assert bound((900,) * 40, slow, offloaded=True) < bound((900,) * 40, slow)
 
 
