@@ -29,6 +29,8 @@ ORDERS: tuple[Callable[[Task], tuple[float, ...]], ...] = (
 
 CELLS = 200_000
 """Ranks that are looked at for long sequences, in all orders that are tried."""
+AGAIN = 10
+"""Times that each of few long sequences is tried in each other's place."""
 
 PARTS = (inf, 0.9, 0.5, 0.25)
 """Shares of the least step that a long sequence may take, where fewer ranks leave more to the host's memory."""
@@ -100,10 +102,10 @@ def _reordered(tasks: Sequence[Task], terms: Terms) -> Sequence[Task]:
     """The order of long sequences that ends soonest, of many: one after the other goes elsewhere, and stays there if
     nothing then ends later."""
     random, best = Random(0), min((sorted(tasks, key=key) for key in ORDERS), key=lambda order: _ends(order, terms))
-    ends = _ends(best, terms)
-    for _ in range(CELLS // (len(tasks) * terms.bounds.ranks) if len(tasks) > 1 else 0):
+    many, ends = len(tasks), _ends(best, terms)
+    for _ in range(min(CELLS // (many * terms.bounds.ranks), AGAIN * many**2) if many > 1 else 0):
         order = list(best)
-        order.insert(random.randrange(len(tasks)), order.pop(random.randrange(len(tasks))))
+        order.insert(random.randrange(many), order.pop(random.randrange(many)))
         found = _ends(order, terms)
         if found <= ends:
             best, ends = order, found
