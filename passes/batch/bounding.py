@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil, inf
 
 from fourfold.passes.batch.attentions import WIDE, Attentions, degrees
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.terms import SLOWED, Terms
 
 HALVES = 6
 """How often what a step may be is halved in on."""
@@ -76,20 +76,22 @@ def _beside(tokens: float, terms: Terms) -> float:
 def _hosted(tokens: int, work: float, terms: Terms) -> float:
     """The same where some of what each keeps may wait in the host's memory, and what is waited for it.
 
-    m micro-steps of each rank keep m C tokens; the others' copies, T / R - m C, hide behind the first forwards and
-    behind the rest of m a + work seconds, or are waited for. Of all ranks and micro-steps together that is no more than
-    of each by itself. It is straight in m but where one of the two begins to hide all: the least is at one of these, or
-    at the fewest micro-steps.
+    m micro-steps of each rank keep m C tokens; the others' copies, T / R - m C, slow what they hide behind, the first
+    forwards and the rest of m a + work seconds, or are waited for. Of all ranks and micro-steps together that is no
+    more than of each by itself. It is straight in m but where one of the two begins to hide all, or nothing is copied:
+    the least is at one of these, or at the fewest micro-steps.
     """
     each, copy = tokens / terms.bounds.ranks, terms.kept / terms.host if terms.host else inf
     fewest = _beside(tokens * (1.0 - terms.bounds.spare), terms) / terms.fixed if terms.fixed else 0.0
     if not terms.bounds.spare or copy == inf or not terms.fixed:
         return fewest * terms.fixed
     parts = terms.forward, 1.0 - terms.forward
-    hiding = [(copy * each - part * work) / (copy * terms.bounds.capacity + part * terms.fixed) for part in parts]
+    bends = [(copy * each - part * work) / (copy * terms.bounds.capacity + part * terms.fixed) for part in parts]
+    bends.append(each / terms.bounds.capacity)
 
     def seconds(steps: float) -> float:
         copied = max(0.0, copy * (each - steps * terms.bounds.capacity))
-        return steps * terms.fixed + sum(max(0.0, copied - part * (steps * terms.fixed + work)) for part in parts)
+        waits = sum(max(0.0, copied - part * (steps * terms.fixed + work)) for part in parts)
+        return steps * terms.fixed + waits + 2 * SLOWED * copied
 
-    return min(map(seconds, (fewest, *(steps for steps in hiding if steps > fewest))))
+    return min(map(seconds, (fewest, *(steps for steps in bends if steps > fewest))))
