@@ -60,15 +60,20 @@ def nearest(surplus: Mapping[int, int], deficit: Mapping[int, int], node: int) -
     """
     giving, taking = dict(surplus), dict(deficit)
     found = []
-    for number in sorted({rank // node for rank in giving}):
-        found += _matched(
-            {rank: n for rank, n in giving.items() if rank // node == number},
-            {rank: n for rank, n in taking.items() if rank // node == number},
-        )
+    gives, takes = _by_node(giving, node), _by_node(taking, node)
+    for number in sorted(gives.keys() & takes.keys()):
+        found += _matched(gives[number], takes[number])
     for source, target, tokens in found:
         giving[source] -= tokens
         taking[target] -= tokens
     return found + _matched(giving, taking)
+
+
+def _by_node(counts: Mapping[int, int], node: int) -> dict[int, dict[int, int]]:
+    found: dict[int, dict[int, int]] = {}
+    for rank, n in counts.items():
+        found.setdefault(rank // node, {})[rank] = n
+    return found
 
 
 def _matched(giving: Mapping[int, int], taking: Mapping[int, int]) -> list[tuple[int, int, int]]:
