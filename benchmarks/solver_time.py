@@ -6,7 +6,7 @@
 Each point: lengths as in pre-training (shipped table) drawn with a fixed seed, Llama-8B's terms on H200 nodes, 16,384
 tokens a rank, ZeRO-1. The search may stop 3 % above the lower bound; what it reached is written. Seconds are of the
 process, on one core, as the search uses no more; `first` is a process's first batch, which makes the tables of methods,
-`solving` any later one.
+`solving` any later one. The picture needs the extra `viz`.
 """
 
 from __future__ import annotations
