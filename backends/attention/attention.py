@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fourfold.backends.attention.remap import Remap
 from fourfold.backends.attention.sequence import Key, Operands, Part
@@ -152,6 +153,7 @@ class _Attended(torch.autograd.Function):
         return work.outward((out,), q.shape[0])[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, out, *flat = ctx.saved_tensors
         rests, at = [], 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fourfold.backends.kernels.attention_aten import CPU_FLASH, FLASH
@@ -122,6 +123,7 @@ class _Attended(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (*saved, _), (documents, softmax, kernel) = ctx.saved_tensors, ctx.how
         return (*_gradients(kernel, grads[0], tuple(saved), documents, softmax), *(None,) * 4)

@@ -102,10 +102,12 @@ def _most_keys(seen: Sequence[Rectangle]) -> int:
 
 def _counts(seen: Sequence[Rectangle], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where rows and keys of each rectangle start, int32 [rectangles + 1]."""
-    rows = _offsets(tuple(one.q_count for one in seen), device)
-    return rows, _offsets(tuple(one.k_count for one in seen), device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    rows = _offsets(tuple(one.q_count for one in seen), device, stream)
+    return rows, _offsets(tuple(one.k_count for one in seen), device, stream)
 
 
 @lru_cache(maxsize=256)
-def _offsets(counts: tuple[int, ...], device: torch.device) -> Tensor:
+def _offsets(counts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    """On the device, for one stream: on another the copy may not be done yet."""
     return moved(torch.tensor((0, *accumulate(counts)), dtype=torch.int32), device)

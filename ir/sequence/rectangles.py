@@ -75,7 +75,7 @@ class Rectangle:
 class Seen:
     """What the queries of a micro-step see of some keys, and what kernels make of it, once for all layers.
 
-    `made` lives as long as the micro-step; two of the same rectangles are not the same, so that nothing long is hashed.
+    `made` lives as long as the step; two of the same rectangles are not the same, so that nothing long is hashed.
     """
 
     rectangles: tuple[Rectangle, ...]

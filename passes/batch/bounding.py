@@ -31,24 +31,24 @@ def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> t
     alone = min(terms.fastest(longest, n)[0] for n in degrees(longest, terms))
     alone = min(alone, terms.alone(longest) / ranks) if ranks > WIDE else alone
     alone += terms.fixed + terms.linear * longest / ranks
-    area = _spread(Attentions(Counter(lengths), terms, offloaded))
     filled = more * (alone if terms.bounds.zero > 1 else terms.fixed)
-    return terms.slowest * (area + filled), terms.slowest * (1 + more) * alone
+    area = _spread(Attentions(Counter(lengths), terms, offloaded), filled)
+    return terms.slowest * area, terms.slowest * (1 + more) * alone
 
 
-def _spread(attentions: Attentions) -> float:
-    """Seconds of all work spread evenly, of which nothing takes a rank longer than all.
+def _spread(attentions: Attentions, filled: float) -> float:
+    """Seconds of all work spread evenly and of what fills a line of stages; nothing takes a rank longer than all.
 
     A step of T seconds runs no sequence in a way that takes a rank longer; what is left takes f(T), which falls as T
     grows. No step is below min(T, f(T)), then, whatever T: it is halved in on between f(infinity) and f of that.
     """
-    low = found = _work(attentions, inf)
+    low = found = _work(attentions, inf) + filled
     if attentions.terms.bounds.ranks > WIDE:
         return low
-    high = _work(attentions, low)
+    high = _work(attentions, low) + filled
     for _ in range(HALVES if low < high < inf else 0):
         middle = (low + high) / 2
-        other = _work(attentions, middle)
+        other = _work(attentions, middle) + filled
         found = max(found, min(middle, other))
         low, high = (middle, high) if other > middle else (low, middle)
     return found

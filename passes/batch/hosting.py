@@ -29,8 +29,9 @@ def widths(terms: Terms) -> Sequence[int]:
 def share(tokens: int, terms: Terms) -> float:
     """What must go to the host's memory of so many tokens on one rank, which are more than it has room for.
 
-    Beside what is kept, x tokens need memory inside a block: its gradients and the scratch of its attention, here as
-    much as two layers keep, t = 1 - spare of all. So (1 - r) x + t x = (1 + t) C, and r = (1 + t) (1 - C / x).
+    Beside what is kept, x tokens need memory inside a block and on the way: its gradients, the scratch of its
+    attention, a layer that leaves or comes, here as much as two layers keep, t = 1 - spare of all. So
+    (1 - r) x + t x = (1 + t) C, and r = (1 + t) (1 - C / x).
     """
     return (2.0 - terms.bounds.spare) * (1.0 - (terms.bounds.capacity - SLACK) / tokens)
 

@@ -64,7 +64,8 @@ class Terms:
     many lie in one node. routing: over which ports rings send between nodes; the engine's ranks send over their own.
     forward: the share of a micro-step that is a first forward. kept: bytes that a token keeps for its backward. host:
     bytes a second to the host's memory; launch: the least seconds of a micro-step that leaves something there.
-    stages: ranks of a line of pipeline stages, of which the slowest runs the share `slowest` of a micro-step.
+    stages: ranks of a line of pipeline stages, of which the slowest runs the share `slowest` of a micro-step. full:
+    tokens of a rank when the seconds of a document among others are asked, its capacity where 0.
     """
 
     machine: Machine
@@ -83,6 +84,7 @@ class Terms:
     launch: float = 0.0
     stages: int = 1
     slowest: float = 1.0
+    full: int = 0
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, init=False, repr=False)
     _least: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False)
@@ -91,7 +93,7 @@ class Terms:
 
     def within(self, bounds: Bounds) -> Terms:
         """The same seconds within other bounds of the same pool; what is looked up is known to both."""
-        found = replace(self, bounds=bounds)
+        found = replace(self, bounds=bounds, full=self.full or self.bounds.capacity)
         vars(found).update({name: known for name, known in vars(self).items() if name.startswith("_")})
         return found
 
@@ -228,7 +230,7 @@ class Terms:
 
     def _of_both(self, seconds: Asked, layer: Layer, ranks: int, length: int) -> float:
         """One document's part of the seconds of all forwards and the backward of as many as fill the ranks."""
-        many = max(1, ranks * self.bounds.capacity // length)
+        many = max(1, ranks * (self.full or self.bounds.capacity) // length)
         forward, backward = (
             seconds(layer.heads, length=length, tokens=float(many * length), backward=b) for b in (False, True)
         )

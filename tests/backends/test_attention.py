@@ -196,6 +196,15 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(function, (q, k, v))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    """Its backward takes out and lse for constants."""
+    q, k, v, _ = inputs((3, 1, 2), 2, 1, torch.float64)
+    out = attend(q, k, v, Documents.of((3, 1, 2), "cpu"), scale=0.3, causal=True, kernel="reference")
+    (first,) = torch.autograd.grad((out**2).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (first**2).sum().backward()  # type: ignore[no-untyped-call]
+
+
 def test_recompute_that_saves_the_op_runs_the_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 

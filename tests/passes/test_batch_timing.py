@@ -109,13 +109,49 @@ def relieved(draw: st.DrawFn) -> tuple[BatchPlan, int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(relieved(), st.sampled_from((5e10, 2e9)))
-def test_no_remap_or_offload_goes_below_the_bound(case: tuple[BatchPlan, int], host: float) -> None:
+@given(relieved(), st.sampled_from((5e10, 2e9)), st.sampled_from((1, 2, 4)))
+def test_no_remap_or_offload_goes_below_the_bound(case: tuple[BatchPlan, int], host: float, stages: int) -> None:
     batch, zero = case
-    given_terms = terms(batch.ranks, zero, host=host)
+    given_terms = terms(batch.ranks, zero, host=host, stages=stages, slowest=1.0 / stages)
     assume(not complaints(batch, given_terms.bounds))
     timing = timed(batch, given_terms)
     assert timing.seconds >= timing.bound * (1 - 1e-9)
+
+
+class Steep(Terms):
+    """Attention that many ranks speed up at last, and few before."""
+
+    def alone(self, length: int) -> float:
+        return 6.0 if length == 1000 else 50.0
+
+    def shared(self, length: int, ranks: int, method: str) -> float:
+        known = {4: 14.0, 5: 14.0, 6: 13.9, 7: 13.9, 8: 13.5, 12: 13.4, 16: 9.0}
+        return self.alone(length) if ranks == 1 else known.get(ranks, 40.0 if ranks < 4 else 13.4)
+
+    def waits(self, length: int, ranks: int, method: str) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("zero", (1, 3))
+def test_what_fills_a_line_of_stages_is_part_of_the_step(zero: int) -> None:
+    """Four rings of four ranks, then one sequence a rank, over two stages: nothing takes longer than the step."""
+    bounds = Bounds(16, 1024, zero, 8, state=1.0)
+    given_terms = Steep(load("dgx-h200:2"), bounds, 1, 8, 0.0, 0.0, 0.0, terms().layers, "float32", stages=2)
+    rings = tuple(Piece(i, 0, 4000, 0, tuple(range(4 * i, 4 * i + 4)), "ring") for i in range(4))
+    short = tuple(Piece(4 + rank, 0, 1000, 1, (rank,)) for rank in range(16))
+    batch = BatchPlan("by hand", (4000,) * 4 + (1000,) * 16, 16, 1024, rings + short)
+    assert not complaints(batch, bounds)
+    timing = timed(batch, given_terms)
+    assert timing.seconds == pytest.approx(34.0) and timing.bound <= timing.seconds
+
+
+def test_other_bounds_change_no_second() -> None:
+    """Whoever asks first."""
+    few, fresh = terms(4), terms.__wrapped__(4)
+    wide = few.within(replace(few.bounds, capacity=16384))
+    assert wide.shared(3000, 4, "ring") == fresh.shared(3000, 4, "ring") == few.shared(3000, 4, "ring")
+    again = wide.within(few.bounds)
+    assert again.shared(2500, 4, "ring") == fresh.shared(2500, 4, "ring")
 
 
 def test_waits_that_nothing_fills_are_in_the_bound() -> None:
