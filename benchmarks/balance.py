@@ -13,13 +13,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import torch
 from placement import static
+from solver_time import drawn
 
 from fourfold.compiler.capture import capture
-from fourfold.compiler.cli.asking import lengths_file
 from fourfold.compiler.models import from_reference
 from fourfold.ir.batch_rules import complaints
 from fourfold.passes.batch.bounding import bound
@@ -38,8 +37,7 @@ def rows() -> Iterator[str]:
     for capacity in (8192, 16384):
         terms = static(graph, "dgx-h200:8", tp=1, zero=1, capacity=capacity)
         for name in LISTS:
-            known = [int(word) for word in lengths_file(name).read_text().split("\n") if word.isdigit()]
-            lengths = Random(0).choices(known, k=SEQUENCES)
+            lengths = drawn(SEQUENCES, name)
             batch = bytescale(lengths, terms)
             assert not complaints(batch, terms.bounds)
             timing = timed(batch, terms)

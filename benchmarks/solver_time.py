@@ -61,9 +61,9 @@ class Point:
         )
 
 
-def drawn(count: int) -> list[int]:
-    """Lengths from the shipped pre-training table."""
-    known = [int(word) for word in lengths_file("pretrain").read_text().split("\n") if word.isdigit()]
+def drawn(count: int, name: str = "pretrain") -> list[int]:
+    """Lengths from a shipped table."""
+    known = [int(word) for word in lengths_file(name).read_text().split("\n") if word.isdigit()]
     return Random(0).choices(known, k=count)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.backends.communication.aside import moved
+from fourfold.backends.kernels.block_spans import stream_of
 from fourfold.ir.sequence.method import Gradients
 from fourfold.ir.sequence.rectangles import Rectangle
 
@@ -102,7 +103,7 @@ def _most_keys(seen: Sequence[Rectangle]) -> int:
 
 def _counts(seen: Sequence[Rectangle], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where rows and keys of each rectangle start, int32 [rectangles + 1]."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    stream = stream_of(device)
     rows = _offsets(tuple(one.q_count for one in seen), device, stream)
     return rows, _offsets(tuple(one.k_count for one in seen), device, stream)
 

@@ -52,6 +52,11 @@ class Layer:
     key: Tensor
 
 
+def stream_of(device: torch.device) -> int:
+    """The stream that kernels are launched on now; a table copied there may not be there yet for another."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 @lru_cache(maxsize=128)
 def layers(
     seen: tuple[Rectangle, ...],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.backends.kernels.block_reference import empty
-from fourfold.backends.kernels.block_spans import Layer, layers
+from fourfold.backends.kernels.block_spans import Layer, layers, stream_of
 from fourfold.backends.kernels.block_tiles import Tile, Tiles, architecture_of, tiles_for
 from fourfold.backends.kernels.block_triton_backward import delta_kernel, key_kernel, query_kernel
 from fourfold.backends.kernels.block_triton_forward import forward_kernel
@@ -98,11 +98,7 @@ def padded(width: int) -> int:
 def _layers(seen: Seen, q: Tensor, k: Tensor, tiles: Tiles) -> tuple[Layer, ...]:
     counts, device = _counts(q, k), q.device
     name = (counts, tiles, device)
-    return seen.once(name, lambda: layers(seen.rectangles, counts, tiles.sizes, device, _stream(device)))
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return seen.once(name, lambda: layers(seen.rectangles, counts, tiles.sizes, device, stream_of(device)))
 
 
 def _counts(q: Tensor, k: Tensor) -> tuple[int, int]:
