@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fourfold.hardware.errors import UsageError
+from fourfold.ir.plan import Sharing
 from fourfold.ir.sequence.tokens import Shard, laid, shifted, zigzag_tokens
 from fourfold.ir.serial import from_plain, to_json
 
@@ -28,7 +29,10 @@ def spare(layers: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens `start` to `stop` of one sequence: in this micro-step, on these ranks of the pool, by this method."""
+    """Tokens `start` to `stop` of one sequence: in this micro-step, on these ranks of the pool, by this method.
+
+    method: a name of ir/sequence; of `usp`, with how many neighbours exchange heads: `usp8`.
+    """
 
     sequence: int
     start: int
@@ -75,24 +79,20 @@ class Offload:
 class Team:
     """The pieces that the same ranks run together in one micro-step: packed where a rank is alone, else shared.
 
-    layout: of their tokens over the ranks (ir/sequence/tokens.py); ulysses: neighbours that exchange heads.
+    sharing: how their tokens lie over the ranks, and which of these exchange heads.
     """
 
     micro_step: int
     ranks: tuple[int, ...]
     method: str
     pieces: tuple[Piece, ...]
-    layout: str = "zigzag"
-    ulysses: int = 1
+    sharing: Sharing
 
     @classmethod
     def of(cls, pieces: Sequence[Piece]) -> Team:
-        """The team of pieces of one micro-step. Heads exchanged by all need no balance of tokens."""
+        """The team of pieces of one micro-step."""
         one = pieces[0]
-        team = cls(one.micro_step, one.ranks, one.method, tuple(pieces))
-        if one.method == "ulysses":
-            return replace(team, layout="contiguous", ulysses=len(one.ranks))
-        return team
+        return cls(one.micro_step, one.ranks, one.method, tuple(pieces), Sharing.named(one.method, len(one.ranks)))
 
     @property
     def tokens(self) -> int:
@@ -101,18 +101,18 @@ class Team:
 
     def shards(self) -> tuple[Shard, ...]:
         """What each of its ranks holds; documents are its pieces, whose tokens count from the start of the sequence."""
-        held = laid(self.layout, tuple(piece.tokens for piece in self.pieces), len(self.ranks), self.ulysses)
+        how, lengths = self.sharing, tuple(piece.tokens for piece in self.pieces)
+        held = laid(how.layout, lengths, len(self.ranks), how.ulysses)
         starts = tuple(piece.start for piece in self.pieces)
         return tuple(shifted(one, starts) for one in held) if any(starts) else held
 
     def held(self) -> dict[int, int]:
         """Tokens of each rank: those of its shard."""
-        n, total = len(self.ranks), self.tokens
-        if n == 1:
-            return {self.ranks[0]: total}
-        if self.method == "ulysses":
-            return {rank: total * (i + 1) // n - total * i // n for i, rank in enumerate(self.ranks)}
-        return dict(zip(self.ranks, zigzag_tokens([piece.tokens for piece in self.pieces], n), strict=True))
+        u, lengths = self.sharing.ulysses, [piece.tokens for piece in self.pieces]
+        groups = len(self.ranks) // u
+        outer = [self.tokens] if groups == 1 else zigzag_tokens(lengths, groups)
+        each = (total * (i + 1) // u - total * i // u for total in outer for i in range(u))
+        return dict(zip(self.ranks, each, strict=True))
 
 
 @dataclass(frozen=True)

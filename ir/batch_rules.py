@@ -27,6 +27,8 @@ class Bounds:
     spare: float = 0.0
 
 
+EXCHANGING = ("ulysses", "usp")
+"""Methods by which ranks exchange heads."""
 CHUNKED = ("ring", "gather_kv")
 """Methods by which several ranks share a chunk of a sequence, beside the keys of those before it."""
 
@@ -124,11 +126,14 @@ def chunks_follow_each_other(batch: BatchPlan, _: Bounds) -> Iterator[str]:
 def methods_share(batch: BatchPlan, bounds: Bounds) -> Iterator[str]:
     """A rank alone shares nothing, several share by a known method; heads that are exchanged must be enough."""
     for team in batch.teams:
-        n, method = len(team.ranks), team.method
+        n, method, u = len(team.ranks), team.sharing.method, team.sharing.ulysses
+        where = f"{team.method} on {n} ranks in micro-step {team.micro_step}"
         if method not in METHODS or (method == "whole") != (n == 1):
-            yield f"ranks {spans(team.ranks)} run {method!r} in micro-step {team.micro_step}"
-        elif method == "ulysses" and n > bounds.heads:
-            yield f"ulysses on {n} ranks in micro-step {team.micro_step}: there are {bounds.heads} heads to exchange"
+            yield f"ranks {spans(team.ranks)} run {team.method!r} in micro-step {team.micro_step}"
+        elif (u > 1 and method not in EXCHANGING) or u < 1 or n % u:
+            yield f"{where}: {u} of them cannot exchange heads"
+        elif u > bounds.heads:
+            yield f"{where}: there are {bounds.heads} heads to exchange"
         elif n > 1 and method not in CHUNKED and any(p.tokens < batch.lengths[p.sequence] for p in team.pieces):
             yield f"ranks {spans(team.ranks)} run chunks in micro-step {team.micro_step} by {method}, which cannot"
 
@@ -137,12 +142,12 @@ RULES: tuple[Rule, ...] = (
     it_is_of_this_pool,
     ranks_are_in_the_pool,
     every_token_is_computed_once,
+    methods_share,
     moves_are_of_what_is_there,
     offloads_are_shares,
     ranks_have_room,
     chunks_have_room,
     chunks_follow_each_other,
-    methods_share,
 )
 
 

@@ -92,6 +92,17 @@ class Sharing:
     ulysses: int = 1
     travel: str = "float32"
 
+    @classmethod
+    def named(cls, text: str, ranks: int) -> Sharing:
+        """As a batch plan says it of so many ranks: a method, and where only some exchange heads, how many: `usp8`.
+
+        Heads exchanged by all need no balance of tokens.
+        """
+        name = text.rstrip("0123456789")
+        if name == "ulysses":
+            return cls(name, "contiguous", ranks)
+        return cls(name, "zigzag", int(text[len(name) :] or 1))
+
     def __str__(self) -> str:
         heads = f", heads over {self.ulysses}" if self.ulysses > 1 else ""
         return f"{self.method}, {self.layout}{heads}"

@@ -87,8 +87,8 @@ def _part(part: Part, ranks: Ranks, sharing: Sharing, chains: dict[int, Chain], 
         members = tuple(pool[rank] for rank in team.ranks)
         queue = own.of_team(members)
         comm = TorchComm(members, own.comms[queue].group)
-    method, travel = METHODS["ring" if alone else team.method], getattr(torch, sharing.travel)
-    return Group(comm, part.shards, method, team.ulysses, travel, part.earlier, chain, queue)
+    method, travel = METHODS["ring" if alone else team.sharing.method], getattr(torch, sharing.travel)
+    return Group(comm, part.shards, method, team.sharing.ulysses, travel, part.earlier, chain, queue)
 
 
 def _remap(turn: Turn, own: Queues) -> Remap | None:

@@ -122,7 +122,7 @@ def dealt_turns(lengths: Sequence[int], plan: Plan, pool_rank: int) -> tuple[Tur
     found = []
     for step, micro in enumerate(dealt(lengths, ranks=mesh.dp, capacity=plan.capacity * mesh.sp)[first // mesh.sp]):
         pieces = tuple(Piece(i, 0, lengths[i], step, ranks, method) for i in micro.documents)
-        part = placing.Part(Team(step, ranks, method, pieces, how.layout, how.ulysses), pool_rank - first)
+        part = placing.Part(Team(step, ranks, method, pieces, how), pool_rank - first)
         most = max(shard.tokens for shard in part.shards)
         found.append(Turn(pool_rank, step, (part,) if pieces else (), most=most))
     return tuple(found)

@@ -21,10 +21,10 @@ def bound(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> f
 def sides(lengths: Sequence[int], terms: Terms, *, offloaded: bool = False) -> tuple[float, float]:
     """Seconds of all work spread evenly over the ranks, and of the longest sequence by its best number of ranks.
 
-    Work is the least that sequences cost wherever they run, where those alone fill what others wait for messages; the
-    longest by itself waits for its own, and a remap may spread what it has else to do. A placement that leaves
-    something to the host's memory, or to others, is not held to the room of ranks: `offloaded` bounds those, too. A
-    line of p stages runs p - 1 micro-steps more, of which one holds the longest.
+    Work is the least that sequences cost wherever they run, by the methods of the terms, where those alone fill what
+    others wait for messages; the longest by itself waits for its own, and a remap may spread what it has else to do. A
+    placement that leaves something to the host's memory, or to others, is not held to the room of ranks: `offloaded`
+    bounds those, too. A line of p stages runs p - 1 micro-steps more, of which one holds the longest.
     """
     ranks, more = terms.bounds.ranks, terms.stages - 1
     longest = max(lengths)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fourfold.ir.batch import BatchPlan, Move, Team
-from fourfold.ir.plan import SIZES, Sharing
+from fourfold.ir.plan import SIZES
 from fourfold.ir.record import Event, Pass, Sent
 from fourfold.passes.batch.orders import again
 from fourfold.passes.batch.terms import Terms
@@ -46,7 +46,7 @@ def sent(batch: BatchPlan, terms: Terms) -> list[tuple[float, float]]:
         sizes = _sizes(team, terms, twice=(team.ranks[0], team.micro_step) in twice)
         for place, rank in enumerate(team.ranks):
             for offset, size in sizes.items():
-                peer = team.ranks[(place + offset) % len(team.ranks)]
+                peer = team.ranks[_peer(place, offset, team)]
                 found[rank][rank // terms.node != peer // terms.node] += size
     for move in batch.moves:
         far = move.source // terms.node != move.target // terms.node
@@ -55,15 +55,27 @@ def sent(batch: BatchPlan, terms: Terms) -> list[tuple[float, float]]:
     return [(inside, between) for inside, between in found]
 
 
-def _sizes(team: Team, terms: Terms, *, twice: bool) -> Mapping[int, float]:
-    """Bytes that a rank of a team sends, by how many places on their receiver stands."""
+Offset = tuple[int, int]
+"""How far a receiver is from its sender: groups that exchange heads, and places inside one, both around."""
+
+
+def _peer(place: int, offset: Offset, team: Team) -> int:
+    """The place in the team that is so far from another."""
+    u = team.sharing.ulysses
+    return (place // u + offset[0]) % (len(team.ranks) // u) * u + (place + offset[1]) % u
+
+
+def _sizes(team: Team, terms: Terms, *, twice: bool) -> Mapping[Offset, float]:
+    """Bytes that a rank of a team sends, by how far their receiver is."""
     n, many, tokens = len(team.ranks), len(team.pieces), sum(piece.stop for piece in team.pieces)
-    found: dict[int, float] = {}
+    found: dict[Offset, float] = {}
     for layer in terms.layers:
-        known = table(_sharing(team, terms), n, layer.heads, n - 1)
+        known = table(replace(team.sharing, travel=terms.travel), n, layer.heads, n - 1)
         for kind in PASSES:
             times = layer.calls * (layer.forwards + twice if kind == "forward" else 1.0)
-            one, two = (_by_offset(recorded.of(kind), n) for recorded in (known.once, known.twice))
+            one, two = (
+                _by_offset(recorded.of(kind), n, team.sharing.ulysses) for recorded in (known.once, known.twice)
+            )
             for offset, size in one.items():
                 # Sizes are straight lines in the length, and so is their sum over documents.
                 grown = many * size + (two[offset] - size) * (tokens / known.length - many)
@@ -71,16 +83,12 @@ def _sizes(team: Team, terms: Terms, *, twice: bool) -> Mapping[int, float]:
     return found
 
 
-def _sharing(team: Team, terms: Terms) -> Sharing:
-    return Sharing(team.method, team.layout, team.ulysses, terms.travel)
-
-
-def _by_offset(events: Sequence[Event], n: int) -> Mapping[int, int]:
-    """Bytes that the last of n ranks sends, by how many places on their receiver stands."""
-    found: dict[int, int] = {}
+def _by_offset(events: Sequence[Event], n: int, u: int) -> Mapping[Offset, int]:
+    """Bytes that the last of n ranks sends, by how far their receiver is; u of them exchange heads."""
+    found: dict[Offset, int] = {}
     for event in events:
         if isinstance(event, Sent):
-            offset = (event.peer - (n - 1)) % n
+            offset = (event.peer // u + 1) % (n // u), (event.peer + 1) % u
             found[offset] = found.get(offset, 0) + event.bytes
     return found
 

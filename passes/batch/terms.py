@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import exp, log
+from math import exp, gcd, log
 from typing import Protocol
 
 from fourfold.costmodel.kernel import attention_time
@@ -20,9 +20,6 @@ from fourfold.ir.plan import Sharing
 from fourfold.passes.routing import OWN_PORT, Routing
 from fourfold.passes.shared import RATES, Shared
 from fourfold.passes.tables import Heads
-
-SHARING = ("ring", "gather_kv", "ulysses")
-"""Methods that a group of any number of ranks may use; the last for no more ranks than there are heads."""
 
 NEAR = 16
 """Ranks up to which each number of them is looked up; of more, some are, and others lie between."""
@@ -126,7 +123,7 @@ class Terms:
         """Seconds of attention over one document that `ranks` neighbours share, among others that fill them."""
         if ranks == 1:
             return self.alone(length)
-        few, many, more = self._degrees(ranks)
+        few, many, more = self._degrees(method, ranks)
         low, high, share = _around(length)
         first, second = (self._at(method, n, low, high, share) for n in (few, many))
         return exp(_between(log(first), log(second), more))
@@ -135,7 +132,7 @@ class Terms:
         """Those seconds of `shared` in which a rank waits for messages and computes nothing of this document."""
         if ranks == 1:
             return 0.0
-        few, many, more = self._degrees(ranks)
+        few, many, more = self._degrees(method, ranks)
         low, high, share = _around(length)
         first, second = (
             _between(self._waited(method, n, low), self._waited(method, n, high), share) for n in (few, many)
@@ -163,8 +160,15 @@ class Terms:
         return self._least[length, ranks]
 
     def methods(self, ranks: int) -> tuple[str, ...]:
-        """By which so many ranks may share."""
-        return SHARING if ranks <= self.bounds.heads else SHARING[:-1]
+        """By which so many ranks may share: all exchange heads, if there are enough, or some in each node do."""
+        found, u = ["ring", "gather_kv"], self._exchanging(ranks)
+        found += ["ulysses"] if ranks <= self.bounds.heads else []
+        return (*found, f"usp{u}") if 1 < u < ranks else tuple(found)
+
+    def _exchanging(self, ranks: int) -> int:
+        """The most neighbours of one node that may exchange heads, so that a ring over such groups holds all ranks."""
+        even = ranks if ranks <= self.node else gcd(ranks, self.node)
+        return max(u for u in range(1, min(even, self.bounds.heads) + 1) if even % u == 0)
 
     def task(self, length: int, ranks: int) -> float:
         """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
@@ -175,18 +179,20 @@ class Terms:
         first, second = self._looked_up(method, ranks, low), self._looked_up(method, ranks, high)
         return exp(_between(log(first), log(second), share))
 
-    def _degrees(self, ranks: int) -> tuple[int, int, float]:
+    def _degrees(self, method: str, ranks: int) -> tuple[int, int, float]:
         """The degrees looked up around one, and how far it is, by its logarithm, on the way; itself where it is few.
 
         Of more than NEAR ranks those of the form 2^k and 3 x 2^k are, and those beside the size of a node, where
-        messages begin to cross to another: a recording takes as many steps as there are ranks.
+        messages begin to cross to another: a recording takes as many steps as there are ranks. Where some exchange
+        heads, those that are whole groups of them.
         """
         if ranks <= NEAR:
             return ranks, ranks, 0.0
+        some = 1 if method == "ulysses" else Sharing.named(method, ranks).ulysses
         sizes = [size for k in range(ranks.bit_length() + 1) for size in (2**k, 3 * 2**k)]
-        sizes = sorted({*sizes, self.node, self.node + 1, self.bounds.ranks, NEAR})
-        low = max(size for size in sizes if size <= ranks)
-        high = min(size for size in sizes if size >= ranks)
+        sizes = [size for size in (*sizes, self.node, self.node + 1, self.bounds.ranks, NEAR) if size % some == 0]
+        low = max((size for size in sizes if some < size <= ranks), default=ranks)
+        high = min((size for size in sizes if size >= ranks), default=ranks)
         return low, high, log(ranks / low) / log(high / low) if high > low else 0.0
 
     def _looked_up(self, method: str, ranks: int, length: int) -> float:
@@ -206,7 +212,7 @@ class Terms:
 
     def travelled(self, length: int, ranks: int, method: str) -> float:
         """Seconds of one document's messages, one after the other, where others like it fill so many neighbours."""
-        few, many, more = self._degrees(ranks)
+        few, many, more = self._degrees(method, ranks)
         return _between(self._travelled(method, few, length), self._travelled(method, many, length), more)
 
     def _travelled(self, method: str, ranks: int, length: int) -> float:
@@ -218,9 +224,8 @@ class Terms:
 
     def group(self, method: str, ranks: int) -> Shared:
         """So many neighbours that share by this method."""
-        sharing = Sharing("ulysses", "contiguous", ranks) if method == "ulysses" else Sharing(method, "zigzag")
-        mesh = Mesh(tp=self.tensor, sp=ranks)
-        return Shared(self.machine, mesh, replace(sharing, travel=self.travel), self.routing)
+        sharing = replace(Sharing.named(method, ranks), travel=self.travel)
+        return Shared(self.machine, Mesh(tp=self.tensor, sp=ranks), sharing, self.routing)
 
     def _computed(self, layer: Layer, method: str, ranks: int, length: int) -> float:
         return self._of_both(self.group(method, ranks).computed, layer, ranks, length)

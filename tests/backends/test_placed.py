@@ -85,6 +85,9 @@ PLACEMENTS = {
         (1, 1, (3,), "whole"),
         (4, 3, (3,), "whole"),
     ),
+    "heads exchanged by twos, a ring of two": placed(
+        4, (3, 0, (0, 1, 2, 3), "usp2"), (0, 0, (0, 1, 2, 3), "usp2"), (1, 0, (2,), "whole"), *ALONE[::2]
+    ),
     "a rank without work": placed(3, *((i, i // 2, (i % 2,), "whole") for i in range(5))),
     "moved tokens": placed(
         3,

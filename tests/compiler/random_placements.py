@@ -53,10 +53,17 @@ def parts(i: int, length: int, micro_steps: int, bounds: Bounds, random: Random)
     count = random.choice((2, 2, 3)) if length > 6 and random.random() < 0.4 else 1
     steps = sorted(random.sample(range(micro_steps), count))
     cuts = [0, *sorted(random.sample(range(1, length), count - 1)), length] if count > 1 else [0, length]
-    ways = CHUNKED if count > 1 or len(ranks) > bounds.heads else (*CHUNKED, "ulysses")
+    ways = CHUNKED if count > 1 else (*CHUNKED, *exchanging(len(ranks), bounds.heads))
     method = "whole" if len(ranks) == 1 else random.choice(ways)
     spans = zip(steps, cuts, cuts[1:], strict=False)
     return tuple(Piece(i, start, stop, step, ranks, method) for step, start, stop in spans)
+
+
+def exchanging(ranks: int, heads: int) -> Iterator[str]:
+    """Methods by which some of so many ranks, or all, exchange heads."""
+    for u in range(2, min(ranks, heads) + 1):
+        if ranks % u == 0:
+            yield "ulysses" if u == ranks else f"usp{u}"
 
 
 def share(piece: Piece) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fourfold.hardware import load
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
-from fourfold.ir.batch_rules import Bounds, complaints
+from fourfold.ir.batch_rules import CHUNKED, Bounds, complaints
 from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.clock import attention
 from fourfold.passes.batch.exchange import exchanged
@@ -33,14 +33,14 @@ def terms(ranks: int = 4, zero: int = 1, **more: float) -> Terms:
 @st.composite
 def placements(draw: st.DrawFn) -> tuple[BatchPlan, int]:
     """Sequences on any ranks in any order, whole or in chunks, by any method that may; and a ZeRO stage."""
-    ranks, pieces, lengths = draw(st.integers(1, 8)), [], []
+    ranks, pieces, lengths = draw(st.integers(1, 12)), [], []
     for i in range(draw(st.integers(1, 6))):
         length, n = draw(st.integers(1, 3000)), draw(st.integers(1, ranks))
         first = draw(st.integers(0, ranks - n))
-        method = "whole" if n == 1 else draw(st.sampled_from(("ring", "gather_kv", "ulysses")))
+        method = "whole" if n == 1 else draw(st.sampled_from(terms(ranks).methods(n)))
         cuts = (
             sorted({0, length, *draw(st.lists(st.integers(1, length), max_size=2))})
-            if method != "ulysses"
+            if method in ("whole", *CHUNKED)
             else [0, length]
         )
         steps = sorted(draw(st.sets(st.integers(0, 9), min_size=len(cuts) - 1, max_size=len(cuts) - 1)))

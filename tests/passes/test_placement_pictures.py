@@ -133,13 +133,20 @@ def by_hand(length: int, ranks: Sequence[int], sharing: Sharing, *, node: int) -
     return found
 
 
-@pytest.mark.parametrize(("method", "u"), [("ring", 1), ("gather_kv", 1), ("ulysses", 4)])
-def test_bytes_are_those_each_rank_records(method: str, u: int) -> None:
-    layout = "contiguous" if u > 1 else "zigzag"
+@pytest.mark.parametrize(
+    ("method", "sharing"),
+    [
+        ("ring", Sharing("ring", "zigzag")),
+        ("gather_kv", Sharing("gather_kv", "zigzag")),
+        ("ulysses", Sharing("ulysses", "contiguous", 4)),
+        ("usp2", Sharing("usp", "zigzag", 2)),
+    ],
+)
+def test_bytes_are_those_each_rank_records(method: str, sharing: Sharing) -> None:
     pieces = (Piece(0, 0, 1024, 0, (1, 2, 3, 4), method), Piece(1, 0, 4096, 0, (1, 2, 3, 4), method))
     batch = BatchPlan("by hand", (1024, 4096), 6, 4096, pieces)
     given_terms = terms(6)
-    each = [by_hand(length, (1, 2, 3, 4), Sharing(method, layout, u, "float32"), node=2) for length in (1024, 4096)]
+    each = [by_hand(length, (1, 2, 3, 4), sharing, node=2) for length in (1024, 4096)]
     for rank, found in enumerate(sent(batch, given_terms)):
         assert list(found) == [sum(one.get(rank, [0, 0])[link] for one in each) for link in (0, 1)]
     most = talk(batch, given_terms)
