@@ -5,8 +5,8 @@
         torchrun --nproc_per_node 2 benchmarks/varlen.py --plans plans/varlen-2 --out out --budget 540
     PYTHONPATH=src torchrun --nproc_per_node 2 benchmarks/varlen.py --toy --plans plans/varlen-toy --out out
 
-A row is one placement or one stock setting on one batch: the median of its steps after one that warms up, and a traced
-step's communication that no computation hides. rows.jsonl gets a line after each, with how often the
+A row is one placement or one stock setting on one batch: the median of two to nine steps after one that warms up, and a
+traced step's communication that no computation hides. rows.jsonl gets a line after each, with how often the
 allocator had to give memory back (retries). Where placements are alike, the
 policies' names share a row.
 """
@@ -42,7 +42,9 @@ from fourfold.ir.schedule import Schedule
 
 SEEN = ("seconds", "computation", "communication", "exposed", "idle", "exposed_share")
 STEPS = 2
-"""Timed steps of a variant."""
+"""Timed steps of a variant, at least."""
+ENOUGH, MOST = 4.0, 9
+"""Seconds that timed steps should fill, and how many of them at most: short ones differ more."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Bench:
         lengths = [len(one) for one in self.documents]
         self.flops = flops(case, lengths) / dist.get_world_size()
         self.targets = sum(n - 1 for n in lengths)
-        self.bounds: dict[str, Any] = {}
+        self.wanted = steps
 
     def ours(self) -> bool:
         """Every placement on one program; False when the time is up."""
@@ -149,7 +151,7 @@ class Bench:
         if self.shape.real:
             torch.cuda.reset_peak_memory_stats(self.device)
         seconds, loss = [], 0.0
-        for _ in range(self.steps):
+        while len(seconds) < self._wanted(seconds):
             dist.barrier()
             finish(self.device)
             began = time.perf_counter()
@@ -171,8 +173,18 @@ class Bench:
         )
         seen = traced(lambda: step(Clock(self.device)), self.device, warm=True)
         kept = {name: seen[name] for name in SEEN if name in seen}
-        kept["retries"] = memory.get("num_alloc_retries", 0)
+        kept |= {"retries": memory.get("num_alloc_retries", 0), "steps": len(seconds)}
         return replace(found, settings={**kept, "norm": norms[0] if norms else None, "kernels": seen["kernels"][:12]})
+
+
+    def _wanted(self, seconds: Sequence[float]) -> int:
+        """How many steps are timed, as the first rank finds after the first."""
+        if len(seconds) != 1:
+            return self.wanted if seconds else 1
+        many = torch.tensor(max(self.steps, min(MOST, int(ENOUGH / seconds[0]))), device=self.device)
+        dist.broadcast(many, 0)
+        self.wanted = int(many)
+        return self.wanted
 
 
 def is_told(path: Path) -> bool:
