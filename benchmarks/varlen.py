@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -175,7 +174,6 @@ class Bench:
         kept = {name: seen[name] for name in SEEN if name in seen}
         kept |= {"retries": memory.get("num_alloc_retries", 0), "steps": len(seconds)}
         return replace(found, settings={**kept, "norm": norms[0] if norms else None, "kernels": seen["kernels"][:12]})
-
 
     def _wanted(self, seconds: Sequence[float]) -> int:
         """How many steps are timed, as the first rank finds after the first."""
