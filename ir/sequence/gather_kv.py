@@ -52,7 +52,9 @@ def _gather(comm: Comm, own_2TGD: Tensor, job: Job) -> Handle:
 def _others(coming: Handle) -> Tensor | None:
     """The keys of all other ranks, one behind the other."""
     arrived = coming.wait()
-    return torch.cat(arrived, 1) if arrived else None
+    if len(arrived) < 2:
+        return arrived[0] if arrived else None
+    return torch.cat(arrived, 1)
 
 
 def _elsewhere(comm: Comm, job: Job) -> Shard:

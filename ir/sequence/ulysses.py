@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fourfold.ir.comm import Comm, all_to_all, with_own
+from fourfold.ir.comm import Comm, Expected, with_own
 from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, accumulation
 from fourfold.ir.sequence.ring import RING
 from fourfold.ir.sequence.tokens import Shard, joined, ordered
@@ -88,15 +88,15 @@ def forward(comm: Comm, block: Block, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tenso
     """Every rank sends (u - 1) / u of its queries and outputs, and the key/value heads that others read."""
     place, inner = around(comm, job, q_THD.device), _inner(comm, job)
     split = split_heads(q_THD.shape[1], k_TGD.shape[1], job.ulysses)
-    mine = split[place.comm.rank]
-    q_SHD = _to_heads(place, q_THD, [(h.start, h.stop) for h in split])
-    k_SGD, v_SGD = (_repeated(_to_heads(place, x, [(h.first, h.last) for h in split]), mine) for x in (k_TGD, v_TGD))
+    mine, own, read = split[place.comm.rank], [(h.start, h.stop) for h in split], [(h.first, h.last) for h in split]
+    q_SHD, *kv = _to_heads(place, [(q_THD, own), (k_TGD, read), (v_TGD, read)])
+    k_SGD, v_SGD = (_repeated(x, mine) for x in kv)
     # A rank without heads has nothing to work on, nor have those it would share it with.
     out_SHD: Tensor = q_SHD
     saved: Saved = (q_SHD, k_SGD, v_SGD)
     if mine.stop > mine.start:
         out_SHD, saved = inner.forward(place.outer, block, q_SHD, k_SGD, v_SGD, place.inner)
-    out_THD = _to_tokens(place, out_SHD, [h.stop - h.start for h in split])
+    (out_THD,) = _to_tokens(place, [(out_SHD, [h.stop - h.start for h in split])])
     return torch.cat(out_THD, 1), (k_TGD.new_empty((0, k_TGD.shape[1])), *saved)
 
 
@@ -105,41 +105,61 @@ def backward(comm: Comm, block: Block, grad_THD: Tensor, saved: Saved, job: Job)
     place, inner = around(comm, job, grad_THD.device), _inner(comm, job)
     kv_heads = saved[0].shape[1]
     split = split_heads(grad_THD.shape[1], kv_heads, job.ulysses)
-    mine = split[place.comm.rank]
-    grad_SHD = _to_heads(place, grad_THD, [(h.start, h.stop) for h in split])
+    mine, heads, read = split[place.comm.rank], [h.stop - h.start for h in split], [h.last - h.first for h in split]
+    (grad_SHD,) = _to_heads(place, [(grad_THD, [(h.start, h.stop) for h in split])])
     dq_SHD, dk_SGD, dv_SGD = saved[1:4]
     if mine.stop > mine.start:
         dq_SHD, dk_SGD, dv_SGD = inner.backward(place.outer, block, grad_SHD, saved[1:], place.inner)
-    dq_THD = torch.cat(_to_tokens(place, dq_SHD, [h.stop - h.start for h in split]), 1)
-    dk_TGD, dv_TGD = (_summed(place, _folded(x, mine), split, kv_heads) for x in (dk_SGD, dv_SGD))
-    return dq_THD, dk_TGD, dv_TGD
+    dk_SGD, dv_SGD = (_folded(x, mine) for x in (dk_SGD, dv_SGD))
+    dq, dk, dv = _to_tokens(place, [(dq_SHD, heads), (dk_SGD, read), (dv_SGD, read)])
+    return torch.cat(dq, 1), _summed(dk, split, kv_heads), _summed(dv, split, kv_heads)
 
 
 def _inner(comm: Comm, job: Job) -> Method:
     return WHOLE if comm.size == job.ulysses else RING
 
 
-def _to_heads(place: Around, x_THD: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """All tokens of the group, ordered, for this rank's heads: [S, heads, D]."""
-    parts = [x_THD[:, start:stop].contiguous() for start, stop in spans]
-    rank = place.comm.rank
-    shapes = [(tokens, *parts[rank].shape[1:]) for tokens in place.tokens]
-    whole = torch.cat(with_own(place.comm, _travelled(place, parts, shapes), parts[rank]), 0)
-    return whole if place.index is None else whole.index_select(0, place.index)
+def _to_heads(place: Around, wanted: Sequence[tuple[Tensor, Sequence[tuple[int, int]]]]) -> list[Tensor]:
+    """Of each tensor [T, .., D], all tokens of the group, ordered, for this rank's heads: [S, heads, D].
+
+    With each stand the heads [start, stop) of every rank.
+    """
+    rank, found = place.comm.rank, []
+    parts = [[x_THD[:, start:stop].contiguous() for start, stop in spans] for x_THD, spans in wanted]
+    shapes = [[(tokens, *own[rank].shape[1:]) for tokens in place.tokens] for own in parts]
+    for arrived in _travelled(place, parts, shapes):
+        whole = torch.cat(arrived, 0)
+        found.append(whole if place.index is None else whole.index_select(0, place.index))
+    return found
 
 
-def _to_tokens(place: Around, x_SHD: Tensor, heads: Sequence[int]) -> list[Tensor]:
-    """This rank's tokens, for the heads of every rank of the group: a tensor [T, heads, D] for each rank."""
-    if place.index is not None:
-        x_SHD = torch.empty_like(x_SHD).index_copy_(0, place.index, x_SHD)
-    rank = place.comm.rank
-    parts = list(x_SHD.split(place.tokens, 0))  # type: ignore[no-untyped-call]
-    shapes = [(place.tokens[rank], count, x_SHD.shape[2]) for count in heads]
-    return with_own(place.comm, _travelled(place, parts, shapes), parts[rank])
+def _to_tokens(place: Around, wanted: Sequence[tuple[Tensor, Sequence[int]]]) -> list[list[Tensor]]:
+    """Of each tensor [S, .., D], this rank's tokens, for the heads of every rank: a tensor [T, heads, D] for each rank.
+
+    With each stand how many heads every rank has.
+    """
+    rank, parts, shapes = place.comm.rank, [], []
+    for x_SHD, heads in wanted:
+        stored = x_SHD if place.index is None else torch.empty_like(x_SHD).index_copy_(0, place.index, x_SHD)
+        parts.append(list(stored.split(place.tokens, 0)))  # type: ignore[no-untyped-call]
+        shapes.append([(place.tokens[rank], count, x_SHD.shape[2]) for count in heads])
+    return _travelled(place, parts, shapes)
 
 
-def _travelled(place: Around, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-    return all_to_all(place.comm, parts, shapes).wait()
+def _travelled(
+    place: Around, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[tuple[int, ...]]]
+) -> list[list[Tensor]]:
+    """Part p of each tensor to rank p, all at once; of each, what every rank has for this one, its own among them."""
+    comm = place.comm
+    others = [peer for peer in range(comm.size) if peer != comm.rank]
+    sends = [(peer, own[peer]) for own in parts for peer in others]
+    expected = [
+        Expected(peer, shape[peer], own[peer].dtype)
+        for own, shape in zip(parts, shapes, strict=True)
+        for peer in others
+    ]
+    arrived = iter(comm.exchange("all_to_all", sends, expected, like=parts[0][comm.rank]).wait())
+    return [with_own(comm, [next(arrived) for _ in others], own[comm.rank]) for own in parts]
 
 
 def _repeated(x_SGD: Tensor, mine: Heads) -> Tensor:
@@ -156,16 +176,15 @@ def _folded(dx_SGD: Tensor, mine: Heads) -> Tensor:
     return whole.index_add_(1, _on(mine.repeat, dx_SGD.device), dx_SGD.to(kind)).to(dx_SGD.dtype)
 
 
-def _summed(place: Around, dx_SGD: Tensor, split: Sequence[Heads], kv_heads: int) -> Tensor:
-    """Gradients of this rank's keys: heads that several ranks read are added up."""
-    found = _to_tokens(place, dx_SGD, [h.last - h.first for h in split])
+def _summed(found: Sequence[Tensor], split: Sequence[Heads], kv_heads: int) -> Tensor:
+    """Gradients of this rank's keys, from those of every rank's heads: heads that several read are added up."""
     if all(before.last == after.first for before, after in pairwise(split)):
-        return torch.cat(found, 1)
-    kind = accumulation(dx_SGD.dtype)
-    whole = torch.zeros((found[0].shape[0], kv_heads, dx_SGD.shape[2]), dtype=kind, device=dx_SGD.device)
+        return torch.cat(list(found), 1)
+    kind = accumulation(found[0].dtype)
+    whole = torch.zeros((found[0].shape[0], kv_heads, found[0].shape[2]), dtype=kind, device=found[0].device)
     for heads, part in zip(split, found, strict=True):
         whole[:, heads.first : heads.last] += part
-    return whole.to(dx_SGD.dtype)
+    return whole.to(found[0].dtype)
 
 
 def _on(index: tuple[int, ...], device: torch.device) -> Tensor:

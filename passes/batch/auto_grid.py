@@ -101,7 +101,7 @@ class Grid:
     own: seconds of each (micro-step, rank); spare: of them, waits beyond what fills them, or, below 0, attention beyond
     waits; top: of the slowest that it waits for; room: free tokens; ends: when each rank has done all; heights: of each
     micro-step where all ranks go in step (ZeRO 2 and 3). offloads: of cells that hold more than they have room for;
-    what runs there stays.
+    what runs there stays. used: micro-steps up to the last in which something runs.
     """
 
     def __init__(self, choice: Choice, rounds: int) -> None:
@@ -140,33 +140,29 @@ class Grid:
             self._join(step, here)
         self.own[self.room < bounds.capacity] += self.terms.fixed
         self.own -= np.minimum(waits, fills)
-        self.spare = waits - fills
+        self.spare, self.used = waits - fills, int(self.step.max(initial=-1)) + 1
         self.settle()
 
     def _join(self, step: int, here: slice) -> None:
+        """Ranks that wait for each other are neighbours, labelled by the first: those of the first to the last here."""
         row = self.label[step]
-        if (row[here] == np.arange(here.start, here.stop)).all() and (row[here.stop :] >= here.stop).all():
-            row[here] = here.start
-            return
-        named = np.unique(row[here])
-        if len(named) > 1:
-            row[np.isin(row, named)] = named[0]
+        first, last = row[here.start], row[here.stop - 1]
+        row[first : int(row.searchsorted(last, "right"))] = first
 
     def settle(self) -> None:
         """Who waits for whom, and when ranks end, from what cells run."""
         if self.in_step:
             self.heights = self.own.max(axis=1)
             return
-        self.top, self.ends = self.own.copy(), np.zeros(self.shape[1])
+        self.top, self.ends, every = self.own.copy(), np.zeros(self.shape[1]), np.arange(self.shape[1])
         for step in range(self.shape[0]):
-            row = self.label[step]
-            if (row == np.arange(len(row))).all():
+            leads = self.label[step] == every
+            if leads.all():
                 self.ends += self.own[step]
                 continue
-            top, begun = np.zeros(len(row)), np.zeros(len(row))
-            np.maximum.at(top, row, self.own[step])
-            np.maximum.at(begun, row, self.ends)
-            self.top[step], self.ends = top[row], begun[row] + top[row]
+            firsts, group = leads.nonzero()[0], leads.cumsum() - 1
+            top, begun = (np.maximum.reduceat(each, firsts) for each in (self.own[step], self.ends))
+            self.top[step], self.ends = top[group], (begun + top)[group]
 
     @property
     def makespan(self) -> float:
@@ -198,9 +194,19 @@ class Grid:
         return True
 
     def _least(self, late: np.ndarray, way: Option) -> tuple[float, int, int] | None:
-        """(how late, micro-step, first rank) of the neighbours that are least late, of those with room."""
-        late = np.where(self.room >= way.tokens, late - self._filled(way, self.spare), np.inf)
-        n = way.ranks
+        """(how late, micro-step, first rank) of the neighbours that are least late, of those with room.
+
+        Micro-steps in which nothing runs fill no waits: they are looked at only if one could be less late.
+        """
+        found = self._least_of(late[: self.used], way) if self.used else None
+        if self.used == len(late) or (found is not None and found[0] <= late[self.used :].min()):
+            return found
+        return self._least_of(late, way)
+
+    def _least_of(self, late: np.ndarray, way: Option) -> tuple[float, int, int] | None:
+        """The same of the first micro-steps."""
+        n, here = way.ranks, slice(len(late))
+        late = np.where(self.room[here] >= way.tokens, late - self._filled(way, self.spare[here]), np.inf)
         starts = self.choice.starts[n] if n > 1 else None
         if starts is not None:
             late = widest(late, n)[:, starts]
@@ -219,6 +225,7 @@ class Grid:
         self.own[step, here] -= self._filled(way, self.spare[step, here])
         self.spare[step, here] += way.filling if way.ranks > 1 else -way.filling
         self.room[step, here] -= way.tokens
+        self.used = max(self.used, step + 1)
         if self.in_step:
             self.heights[step] = max(self.heights[step], self.own[step, here].max())
         elif way.ranks > 1:
