@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fourfold.ir.batch import BatchPlan, Piece, spans
-from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence import EXCHANGING, METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,6 @@ class Bounds:
     spare: float = 0.0
 
 
-EXCHANGING = ("ulysses", "usp")
-"""Methods by which ranks exchange heads."""
 CHUNKED = ("ring", "gather_kv")
 """Methods by which several ranks share a chunk of a sequence, beside the keys of those before it."""
 
@@ -130,8 +128,10 @@ def methods_share(batch: BatchPlan, bounds: Bounds) -> Iterator[str]:
         where = f"{team.method} on {n} ranks in micro-step {team.micro_step}"
         if method not in METHODS or (method == "whole") != (n == 1):
             yield f"ranks {spans(team.ranks)} run {team.method!r} in micro-step {team.micro_step}"
-        elif (u > 1 and method not in EXCHANGING) or u < 1 or n % u:
-            yield f"{where}: {u} of them cannot exchange heads"
+        elif (u > 1) != (method in EXCHANGING):
+            yield f"{where}: how many of them exchange heads is not said, as in usp2"
+        elif n % u:
+            yield f"{where}: they are no groups of {u} that exchange heads"
         elif u > bounds.heads:
             yield f"{where}: there are {bounds.heads} heads to exchange"
         elif n > 1 and method not in CHUNKED and any(p.tokens < batch.lengths[p.sequence] for p in team.pieces):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,14 +95,14 @@ class Sharing:
 
     @classmethod
     def named(cls, text: str, ranks: int) -> Sharing:
-        """As a batch plan says it of so many ranks: a method, and where only some exchange heads, how many: `usp8`.
+        """As a batch plan says it of so many ranks: a method, and of `usp` how many of them exchange heads: `usp8`.
 
-        Heads exchanged by all need no balance of tokens.
+        Heads exchanged by all need no balance of tokens. What is no such text is a method that no rule knows.
         """
-        name = text.rstrip("0123456789")
-        if name == "ulysses":
-            return cls(name, "contiguous", ranks)
-        return cls(name, "zigzag", int(text[len(name) :] or 1))
+        if text == "ulysses":
+            return cls(text, "contiguous", ranks)
+        some = re.fullmatch("usp([1-9][0-9]{0,5})", str(text))
+        return cls("usp", "zigzag", int(some[1])) if some else cls(text, "zigzag")
 
     def __str__(self) -> str:
         heads = f", heads over {self.ulysses}" if self.ulysses > 1 else ""

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Decision, Plan, Sharing
-from fourfold.ir.sequence import METHODS
+from fourfold.ir.sequence import EXCHANGING, METHODS
 from fourfold.ir.sequence.tokens import LAYOUTS
 from fourfold.passes.costs import Costs
 from fourfold.passes.load import load_of
 from fourfold.passes.pins import number
-
-EXCHANGING = ("whole", "ulysses", "usp")
-"""Methods that share nothing, or for which some exchange heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def options(plan: Plan) -> tuple[Sharing, ...]:
 def every_option(plan: Plan) -> tuple[Sharing, ...]:
     """All there are: each method in each layout. Heads exchanged by all leave documents whole on each."""
     sp = plan.mesh.sp
-    found = [Sharing(name, layout) for name in METHODS if name not in EXCHANGING for layout in LAYOUTS]
+    found = [Sharing(name, layout) for name in METHODS if name not in ("whole", *EXCHANGING) for layout in LAYOUTS]
     found += [Sharing("usp", layout, u) for layout in LAYOUTS for u in _inner(sp)]
     layout = str(plan.pins.get("layout", "contiguous"))
     return _kept([*found, Sharing("ulysses", layout, sp)], plan)

@@ -16,3 +16,5 @@ from fourfold.ir.sequence.whole import WHOLE
 METHODS: Mapping[str, Method] = MappingProxyType(
     {method.name: method for method in (WHOLE, RING, GATHER_KV, ULYSSES, USP, TOKEN_RING, RSA)}
 )
+EXCHANGING = ("ulysses", "usp")
+"""Methods by which ranks exchange heads."""

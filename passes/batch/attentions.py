@@ -115,10 +115,12 @@ def _chunked(length: int, ranks: int, again: int, terms: Terms) -> Way:
 
 def degrees(length: int, terms: Terms) -> Sequence[int]:
     """Numbers of ranks close enough to each other that none between them is much faster."""
-    most = min(terms.bounds.ranks, WIDE)
+    most, node, heads = min(terms.bounds.ranks, WIDE), terms.node, terms.bounds.heads
     powers = [2**k for k in range(most.bit_length())]
-    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), most, worth(length, terms)[0]}
-    return sorted(n for n in every if n <= most)
+    every = {*powers, *(3 * n for n in powers), *range(1, min(most, 8)), most, node, heads, worth(length, terms)[0]}
+    # Groups of whole nodes, and any number inside one of more ranks than heads, have a method that others have not.
+    every |= {*range(0, most + 1, terms.exchanging(node)), *range(heads, min(node, most) + 1)}
+    return sorted(n for n in every if 0 < n <= most)
 
 
 def worth(length: int, terms: Terms) -> tuple[int, ...]:

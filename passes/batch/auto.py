@@ -103,12 +103,18 @@ def _batch(grid: Grid, terms: Terms) -> BatchPlan:
     used = {step: at for at, step in enumerate(sorted(set(grid.step.tolist())))}
     places = zip(grid.step.tolist(), grid.first.tolist(), grid.ranks.tolist(), strict=True)
     pieces = tuple(
-        Piece(i, 0, lengths[i], used[step], tuple(range(first, first + n)), terms.fastest(lengths[i], n)[1])
+        Piece(i, 0, lengths[i], used[step], tuple(range(first, first + n)), _method(lengths[i], n, first, terms))
         for i, (step, first, n) in enumerate(places)
     )
     offloads = tuple(replace(one, micro_step=used[one.micro_step]) for one in grid.offloads)
     bounds = terms.bounds
     return hosted(BatchPlan("auto", lengths, bounds.ranks, bounds.capacity, pieces, offloads=offloads), terms)
+
+
+def _method(length: int, ranks: int, first: int, terms: Terms) -> str:
+    """The fastest; a ring where ranks begin inside a node and leave it, as prices of other methods do not know that."""
+    inside = ranks <= terms.node or first % terms.node == 0
+    return terms.fastest(length, ranks)[1] if inside else "ring"
 
 
 def read(batch: BatchPlan, terms: Terms, least: float) -> Grid | None:

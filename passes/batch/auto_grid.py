@@ -143,6 +143,11 @@ class Grid:
         self.spare, self.used = waits - fills, int(self.step.max(initial=-1)) + 1
         self.settle()
 
+    def cut(self) -> None:
+        """Leaves out the micro-steps behind the last in which something runs."""
+        self.shape = self.used, self.shape[1]
+        self.rebuilt()
+
     def _join(self, step: int, here: slice) -> None:
         """Ranks that wait for each other are neighbours, labelled by the first: those of the first to the last here."""
         row = self.label[step]

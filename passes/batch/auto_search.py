@@ -42,8 +42,9 @@ def constructed(lengths: Sequence[int], terms: Terms, least: float, *, goal: flo
         spent += len(lengths) * (rounds * terms.bounds.ranks + OVERHEAD)
         if grid is not None:
             found.append(grid)
-            if not grid.in_step and grid.step.max() + 1 < rounds:
-                used[way] = int(grid.step.max()) + 1
+            if not grid.in_step and grid.used < rounds:
+                used[way] = grid.used
+                grid.cut()
         if spent > WORK or (grid is not None and grid.makespan <= goal):
             break
     return sorted(found, key=lambda grid: grid.makespan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import exp, gcd, log
+from math import ceil, exp, gcd, log
 from typing import Protocol
 
 from fourfold.costmodel.kernel import attention_time
@@ -84,7 +84,6 @@ class Terms:
     full: int = 0
     _known: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _best: dict[tuple[int, int], tuple[float, str]] = field(default_factory=dict, init=False, repr=False)
-    _least: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False)
     _sent: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
     _waits: dict[tuple[str, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -150,25 +149,18 @@ class Terms:
             return self.alone(length), "whole"
         return min((self.shared(length, ranks, method), method) for method in self.methods(ranks))
 
-    def least(self, length: int, ranks: int) -> float:
-        """Seconds of `fastest` where other documents fill all waits, by the method that then takes the least."""
-        if (length, ranks) not in self._least:
-            ways = ["whole"] if ranks == 1 else self.methods(ranks)
-            self._least[length, ranks] = min(
-                self.shared(length, ranks, way) - self.waits(length, ranks, way) for way in ways
-            )
-        return self._least[length, ranks]
-
     def methods(self, ranks: int) -> tuple[str, ...]:
         """By which so many ranks may share: all exchange heads, if there are enough, or some in each node do."""
-        found, u = ["ring", "gather_kv"], self._exchanging(ranks)
+        found, u = ["ring", "gather_kv"], self.exchanging(ranks)
         found += ["ulysses"] if ranks <= self.bounds.heads else []
         return (*found, f"usp{u}") if 1 < u < ranks else tuple(found)
 
-    def _exchanging(self, ranks: int) -> int:
-        """The most neighbours of one node that may exchange heads, so that a ring over such groups holds all ranks."""
-        even = ranks if ranks <= self.node else gcd(ranks, self.node)
-        return max(u for u in range(1, min(even, self.bounds.heads) + 1) if even % u == 0)
+    def exchanging(self, ranks: int) -> int:
+        """How many neighbours of one node may exchange heads, so that a ring over such groups holds all ranks: as many
+        as leave the fullest rank its even share of heads, or nearly so."""
+        even, heads = ranks if ranks <= self.node else gcd(ranks, self.node), self.bounds.heads
+        able = (u for u in range(1, min(even, heads) + 1) if even % u == 0)
+        return max(able, key=lambda u: (-ceil(heads / u) * u, u))
 
     def task(self, length: int, ranks: int) -> float:
         """Seconds that one sequence takes each of `ranks` neighbours, micro-steps not counted."""
@@ -182,16 +174,18 @@ class Terms:
     def _degrees(self, method: str, ranks: int) -> tuple[int, int, float]:
         """The degrees looked up around one, and how far it is, by its logarithm, on the way; itself where it is few.
 
-        Of more than NEAR ranks those of the form 2^k and 3 x 2^k are, and those beside the size of a node, where
-        messages begin to cross to another: a recording takes as many steps as there are ranks. Where some exchange
-        heads, those that are whole groups of them.
+        Of more than NEAR ranks those of the form 2^k and 3 x 2^k are, and those on both sides of the size of a node,
+        where messages begin to cross to another: a recording takes as many steps as there are ranks. Where some
+        exchange heads, those that are whole groups of them.
         """
         if ranks <= NEAR:
             return ranks, ranks, 0.0
         some = 1 if method == "ulysses" else Sharing.named(method, ranks).ulysses
+        pool, node = self.bounds.ranks, self.node
         sizes = [size for k in range(ranks.bit_length() + 1) for size in (2**k, 3 * 2**k)]
-        sizes = [size for size in (*sizes, self.node, self.node + 1, self.bounds.ranks, NEAR) if size % some == 0]
-        low = max((size for size in sizes if some < size <= ranks), default=ranks)
+        sizes += [node, node + some - node % some, pool - pool % some, NEAR]
+        sizes = [size for size in sizes if size % some == 0 and some < size <= pool]
+        low = max((size for size in sizes if size <= ranks), default=ranks)
         high = min((size for size in sizes if size >= ranks), default=ranks)
         return low, high, log(ranks / low) / log(high / low) if high > low else 0.0
 

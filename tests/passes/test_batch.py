@@ -133,10 +133,13 @@ def moving(*moves: Move) -> Callable[[BatchPlan], BatchPlan]:
         (changed(3, ranks=(2,)), "2[20:40], which needs its keys, in micro-step 1 on ranks 2"),
         (changed(0, method="whole"), "ranks 0-1 run 'whole' in micro-step 0"),
         (changed(1, method="ring"), "ranks 2 run 'ring' in micro-step 0"),
-        (changed(0, method="8"), "ranks 0-1 run '8' in micro-step 0"),
-        (changed(0, method="usp3"), "usp3 on 2 ranks in micro-step 0: 3 of them cannot exchange heads"),
-        (changed(0, method="usp0"), "usp0 on 2 ranks in micro-step 0: 0 of them cannot exchange heads"),
-        (changed(0, method="ring2"), "ring2 on 2 ranks in micro-step 0: 2 of them cannot exchange heads"),
+        (changed(0, method="usp3"), "usp3 on 2 ranks in micro-step 0: they are no groups of 3 that exchange heads"),
+        (changed(0, method="usp"), "usp on 2 ranks in micro-step 0: how many of them exchange heads is not said"),
+        (changed(0, method="usp1"), "usp1 on 2 ranks in micro-step 0: how many of them exchange heads is not said"),
+        *(
+            (changed(0, method=name), f"ranks 0-1 run {name!r} in micro-step 0")
+            for name in ("", "usp0", "usp02", "usp" + 5000 * "9", "ring2", "ulysses2", "gather_kv2", None, 3)
+        ),
         (moving(Move(0, 2, 3, 61)), "rank 2 moves 61 of 60 tokens in 0"),
         (moving(Move(1, 3, 2, 5)), "rank 2 runs nothing in it"),
         (moving(Move(0, 3, 3, 5)), "from one rank of the pool to another"),

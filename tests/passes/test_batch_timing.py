@@ -22,12 +22,13 @@ from fourfold.passes.tables import Heads
 
 
 @cache
-def terms(ranks: int = 4, zero: int = 1, **more: float) -> Terms:
+def terms(ranks: int = 4, zero: int = 1, heads: int = 8, node: int = 8, **more: float) -> Terms:
     """A small model whose host link is fast."""
-    layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
-    bounds = Bounds(ranks, 1024, zero, 8, state=0.1, spare=0.5)
+    layer = Layer(Heads(heads, 2, 64, "bfloat16", causal=True), 4, 1.0)
+    bounds = Bounds(ranks, 1024, zero, heads, state=0.1, spare=0.5)
     given: Mapping[str, float] = {"forward": 0.3, "kept": 1e4, "host": 5e10, **more}
-    return Terms(load("dgx-h200:2"), bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **given)  # type: ignore[arg-type]
+    machine = load(f"dgx-h200:{-(-max(ranks, 16) // 8)}")
+    return Terms(machine, bounds, 1, node, 1e-3, 1e-6, 1e-2, (layer,), "float32", **given)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -206,3 +207,59 @@ def test_a_line_of_stages_fills_and_drains_once(zero: int) -> None:
     assert timed(batch, given_terms).seconds == pytest.approx(given_terms.once + 0.3 * (3 + 3) * each)
     alone = bound(batch.lengths, terms(2, zero))
     assert bound(batch.lengths, given_terms) >= 0.3 * (alone + 3 * given_terms.fixed) * (1 - 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from((6, 8, 12, 28)),
+    st.sampled_from((4, 6, 8, 36)),
+    st.integers(1, 64),
+    st.integers(1024, 64_000),
+    st.data(),
+)
+def test_no_way_of_a_sequence_is_below_the_bound(
+    heads: int, node: int, ranks: int, length: int, data: st.DataObject
+) -> None:
+    """Whatever heads and nodes are, and on numbers of ranks that are looked up between others."""
+    given_terms = terms(ranks, 1, heads, node)
+    n = data.draw(st.integers(1, ranks))
+    ways = given_terms.methods(n) if n > 1 else ("whole",)
+    piece = Piece(0, 0, length, 0, tuple(range(n)), data.draw(st.sampled_from(ways)))
+    batch = BatchPlan("one", (length,), ranks, 1024, (piece,))
+    assume(not complaints(batch, given_terms.bounds))
+    timing = timed(batch, given_terms)
+    assert timing.seconds >= timing.bound * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("heads", "node", "ranks", "last"),
+    [
+        (32, 8, 8, "ulysses"),
+        (32, 8, 16, "usp8"),
+        (32, 8, 40, "usp8"),
+        (32, 8, 12, "usp4"),
+        (32, 8, 9, "ulysses"),
+        (32, 8, 33, "gather_kv"),
+        (28, 8, 32, "usp4"),
+        (12, 8, 32, "usp4"),
+        (4, 8, 8, "usp4"),
+        (8, 72, 24, "usp8"),
+        (8, 1, 16, "gather_kv"),
+    ],
+)
+def test_heads_are_exchanged_inside_nodes(heads: int, node: int, ranks: int, last: str) -> None:
+    """By groups that divide the ranks and their node, and leave no rank more heads than its share where they can."""
+    assert terms(64, 1, heads, node).methods(ranks)[-1] == last
+
+
+def test_what_leaves_a_node_is_not_looked_up_from_inside() -> None:
+    """Beyond a node of 24, groups of four: the first number of them outside is looked up, others lie outside, too."""
+    given_terms = terms(48, 1, 8, 24)
+    found = {ranks: given_terms._degrees("usp4", ranks)[:2] for ranks in (20, 24, 28, 36, 44)}
+    assert found == {20: (16, 24), 24: (24, 24), 28: (28, 28), 36: (32, 48), 44: (32, 48)}
+
+
+def test_nothing_is_looked_up_on_more_ranks_than_there_are() -> None:
+    """A pool of 44 ranks in groups of eight: the last of them is looked up itself."""
+    assert terms(44)._degrees("usp8", 40)[:2] == (40, 40)
+    assert terms(44)._degrees("ring", 40)[:2] == (32, 44)
