@@ -3,8 +3,9 @@
     PYTHONPATH=src python benchmarks/plan_varlen.py --gpus 2 --out plans/varlen-2
     PYTHONPATH=src python benchmarks/plan_varlen.py --toy --out plans/varlen-toy
 
-One folder a case: its static plan, and a placement with its predicted seconds for each policy that can place the batch.
-Policies that place it alike are one file, under the first one's name.
+A case's capacity is what a device has room for; its batch grows with it. One folder a case: its static plan, and a
+placement with its predicted seconds for each policy that can place the batch. Policies that place it alike are one
+file, under the first one's name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from fourfold.compiler.api import plan_graph
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models.llama import Llama
 from fourfold.hardware import load
+from fourfold.hardware.errors import InfeasibleError
+from fourfold.hardware.topology import Machine
+from fourfold.ir.answer import Answer
 from fourfold.ir.batch import BatchPlan
+from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan, Precision
 from fourfold.ir.schedule import Schedule
 from fourfold.ir.workload import Workload
@@ -34,6 +39,9 @@ from fourfold.passes.batch.static_cp import alike
 from fourfold.passes.batch.terms import Terms
 from fourfold.passes.batch.timing import timed
 
+STEP = 2048
+"""Tokens by which a capacity grows."""
+
 
 def main() -> int:
     """Plan each case and say what was placed."""
@@ -41,9 +49,9 @@ def main() -> int:
     machine = load("cpu-gloo-2" if arguments.toy else f"h200-{arguments.gpus}")
     precision = Precision.fp32 if arguments.toy else Precision.bf16
     for case in (TOY if arguments.toy else CASES).values():
-        if arguments.cases and case.name not in arguments.cases:
+        if case.name not in (arguments.cases or (case.name,)) or case.ranks not in (0, machine.ranks):
             continue
-        plan = planned(case, machine.ranks, machine, precision, zero=arguments.zero)
+        case, plan = filled(case, machine, precision, zero=arguments.zero)
         folder = arguments.out / case.name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.json"):
@@ -57,17 +65,27 @@ def main() -> int:
     return 0
 
 
-def planned(case: Case, gpus: int, machine: object, precision: Precision, *, zero: int) -> Plan:
-    """Data parallel over all devices, the capacity of the case; what is computed again is the planner's choice."""
+def filled(case: Case, machine: Machine, precision: Precision, *, zero: int) -> tuple[Case, Plan]:
+    """The case with as many tokens a rank as its devices have room for, in steps of STEP, and its plan."""
     with torch.device("meta"):
-        model = Llama(case.config)
-    graph = capture(model, getattr(torch, precision.compute))
-    workload = Workload.of(min(length, case.capacity) for length in case.lengths(gpus))
-    pins = {"dp": gpus, "tp": 1, "zero": zero, "capacity": case.capacity, "recompute": "none"}
-    answer = plan_graph(graph, workload, machine=machine, precision=precision, pins=pins, top=0)  # type: ignore[arg-type]
-    low, high = (b / 1e9 for b in answer.estimate.peak)
-    print(f"{case.name}: {low:.0f} to {high:.0f} GB of {answer.estimate.limit / 1e9:.0f} predicted")
-    return replace(answer.plan, log=())
+        graph = capture(Llama(case.config), getattr(torch, precision.compute))
+    found, capacity = planned(graph, case, machine, precision, zero=zero), case.capacity
+    while not case.ranks:
+        capacity += STEP
+        try:
+            found = planned(graph, case.sized(capacity), machine, precision, zero=zero)
+        except InfeasibleError:
+            break
+    low, high = (b / 1e9 for b in found.estimate.peak)
+    print(f"{case.name}: {low:.0f} to {high:.0f} GB of {found.estimate.limit / 1e9:.0f} predicted")
+    return case.sized(found.plan.capacity), replace(found.plan, log=())
+
+
+def planned(graph: Graph, case: Case, machine: Machine, precision: Precision, *, zero: int) -> Answer:
+    """Data parallel over all devices, the capacity of the case. Raises InfeasibleError where it has no room."""
+    workload = Workload.of(min(length, case.capacity) for length in case.lengths(machine.ranks))
+    pins = {"dp": machine.ranks, "tp": 1, "zero": zero, "capacity": case.capacity, "recompute": "none"}
+    return plan_graph(graph, workload, machine=machine, precision=precision, pins=pins, top=0)
 
 
 def placed(lengths: tuple[int, ...], terms: Terms, folder: Path) -> None:

@@ -73,9 +73,10 @@ class Bench:
     """One case: programs in turn, of which one holds memory at a time."""
 
     def __init__(self, case: Case, folder: Path, turns: Turns, *, device: torch.device, steps: int) -> None:
-        self.case, self.folder, self.turns, self.device, self.steps = case, folder, turns, device, steps
-        self.shape = Shape(case.config, case.capacity, device)
+        self.folder, self.turns, self.device, self.steps = folder, turns, device, steps
         self.plan = Plan.load(folder / "plan.json")
+        self.case = case = case.sized(self.plan.capacity)
+        self.shape = Shape(case.config, case.capacity, device)
         self.documents = documents(case, dist.get_world_size())
         lengths = [len(one) for one in self.documents]
         self.flops = flops(case, lengths) / dist.get_world_size()

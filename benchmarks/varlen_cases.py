@@ -23,7 +23,8 @@ BENCH = LlamaConfig(vocabulary=131072, width=2048, layers=12, heads=16, kv_heads
 class Case:
     """One batch. capacity: tokens of a rank's micro-step; tokens: of the batch, about, on each rank of the pool.
 
-    longest: to which sequences are cut; drawn: a shipped distribution, or how lengths are drawn.
+    longest: to which sequences are cut; drawn: a shipped distribution, or how lengths are drawn. ranks: of the only
+    pool that it is for, whose capacity is part of it; where 0, it is planned with as much as a device has room for.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Case:
     tokens: int
     longest: int
     seed: int = 1
+    ranks: int = 0
+
+    def sized(self, capacity: int) -> Case:
+        """With another capacity, and a batch and a longest sequence as many times as large."""
+        tokens, longest = (number * capacity // self.capacity for number in (self.tokens, self.longest))
+        return replace(self, capacity=capacity, tokens=tokens, longest=longest)
 
     def lengths(self, ranks: int) -> tuple[int, ...]:
         """The lengths of its sequences."""
@@ -74,11 +81,13 @@ CASES: Mapping[str, Case] = {
         Case("wikipedia", EIGHT, "wikipedia", 98304, 192000, 98304),
         Case("commoncrawl", EIGHT, "commoncrawl", 98304, 192000, 98304),
         Case("tailed", FOUR, "tailed", 196608, 190000, 229376, seed=10),
-        Case("megatron", BENCH, "lognormal", 4224, 8 * 4000, 8192),
+        Case("megatron", BENCH, "lognormal", 4224, 8 * 4000, 8192, ranks=2),
+        Case("megatron-4", BENCH, "lognormal", 2112, 8 * 2000, 8192, ranks=4),
     )
 }
 TOY: Mapping[str, Case] = {
-    name: replace(case, config=TINY, capacity=256, tokens=480, longest=400 if name == "tailed" else 200)
+    name: replace(case, config=TINY, capacity=256, tokens=480, longest=400 if name == "tailed" else 200, ranks=2)
     for name, case in CASES.items()
+    if case.ranks != 4
 }
 """The same in a size that a CPU runs: only that the programs do."""
