@@ -51,7 +51,8 @@ def main() -> int:
     for case in (TOY if arguments.toy else CASES).values():
         if case.name not in (arguments.cases or (case.name,)) or case.ranks not in (0, machine.ranks):
             continue
-        case, plan = filled(case, machine, precision, zero=arguments.zero)
+        how = {"zero": arguments.zero, "fixed": arguments.fixed or case.ranks > 0}
+        case, plan = filled(case, machine, precision, **how)
         folder = arguments.out / case.name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.json"):
@@ -65,12 +66,12 @@ def main() -> int:
     return 0
 
 
-def filled(case: Case, machine: Machine, precision: Precision, *, zero: int) -> tuple[Case, Plan]:
-    """The case with as many tokens a rank as its devices have room for, in steps of STEP, and its plan."""
+def filled(case: Case, machine: Machine, precision: Precision, *, zero: int, fixed: bool) -> tuple[Case, Plan]:
+    """The case with as many tokens a rank as its devices have room for, in steps of STEP, and its plan; or as it is."""
     with torch.device("meta"):
         graph = capture(Llama(case.config), getattr(torch, precision.compute))
     found, capacity = planned(graph, case, machine, precision, zero=zero), case.capacity
-    while not case.ranks:
+    while not fixed:
         capacity += STEP
         try:
             found = planned(graph, case.sized(capacity), machine, precision, zero=zero)
@@ -129,6 +130,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, choices=(2, 4), default=2)
     parser.add_argument("--zero", type=int, choices=(0, 1, 3), default=1)
+    parser.add_argument("--fixed", action="store_true", help="capacities as the cases say, as was measured so far")
     parser.add_argument("--toy", action="store_true", help="small batches for two CPU processes")
     parser.add_argument("--cases", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the plans")
