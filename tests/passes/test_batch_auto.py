@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fourfold.hardware import load
+from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES, SINGLE
-from fourfold.passes.batch.auto import auto, read
+from fourfold.passes.batch.auto import _batch, auto, read
 from fourfold.passes.batch.auto_grid import Choice, Grid, option, widest
 from fourfold.passes.batch.auto_polish import polish
 from fourfold.passes.batch.bounding import bound
@@ -98,3 +99,14 @@ def test_the_largest_of_neighbours_by_doubling_is_that_of_windows() -> None:
     for n in range(1, 21):
         windows = np.lib.stride_tricks.sliding_window_view(values, n, axis=1).max(axis=2)
         assert np.array_equal(widest(values, n), windows)
+
+
+@pytest.mark.parametrize(("first", "method"), [(0, "usp4"), (2, "ring")])
+def test_only_groups_that_begin_a_node_exchange_heads_beyond_it(first: int, method: str) -> None:
+    """Twelve ranks of two nodes: from the third rank on, groups of four would lie in both."""
+    given = terms(16, 4096, 1)
+    ring = Piece(0, 0, 40000, 0, tuple(range(first, first + 12)), "ring")
+    grid = read(BatchPlan("by hand", (40000,), 16, 4096, (ring,)), given, 1.0)
+    assert grid is not None
+    assert given.fastest(40000, 12)[1] == "usp4"
+    assert _batch(grid, given).pieces == (replace(ring, method=method),)
