@@ -1,4 +1,5 @@
-"""Policies that do what `auto` does where it pays, everywhere: something waits in the host's memory, tokens are moved.
+"""Policies that do what `auto` does where it pays, everywhere: something waits in the host's memory, tokens are moved,
+heads are exchanged by some ranks and keys go around the others.
 
 They are for runs that show these parts at work, and what each costs; no batch is placed well by them.
 """
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 from fourfold.ir.batch import BatchPlan, Move, Offload
 from fourfold.passes.batch import POLICIES
+from fourfold.passes.batch.static_cp import alike
 from fourfold.passes.batch.terms import Terms
 
 SHARE = 0.5
@@ -38,3 +40,9 @@ def moved(lengths: Sequence[int], terms: Terms) -> BatchPlan:
         tokens = min(MOVED, held[source] // 2, terms.bounds.capacity - held[target])
         moves += [Move(step, source, target, tokens)] if source != target and tokens else []
     return replace(batch, policy="moved", moves=tuple(moves))
+
+
+def by_twos(lengths: Sequence[int], terms: Terms) -> BatchPlan:
+    """Every sequence over all ranks, an even number beyond two, of which each two exchange heads."""
+    batch = alike(lengths, terms.bounds.ranks, terms, policy="by twos")
+    return replace(batch, pieces=tuple(replace(piece, method="usp2") for piece in batch.pieces))

@@ -1,6 +1,6 @@
 """Train changing batches through `fourfold.compile(batches=..)`: placed while the batch before trains, on all ranks.
 
-    PYTHONPATH=src python benchmarks/plan_varlen.py --gpus 2 --out plans/varlen-2
+    PYTHONPATH=src python benchmarks/plan_varlen.py --gpus 2 --fixed --out plans/varlen-2
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True TORCHINDUCTOR_CACHE_DIR=/tmp/inductor PYTHONPATH=src \\
         torchrun --nproc_per_node 2 benchmarks/online.py --plans plans/varlen-2 --case prolong --out out
     PYTHONPATH=src torchrun --nproc_per_node 2 benchmarks/online.py --toy --plans plans/varlen-toy --out out
@@ -8,7 +8,7 @@
 Every program starts from the same weights and trains on the same batches, each of other lengths; losses and gradient
 norms must agree step by step. A row of online.jsonl is one program: seconds of each step, where placements came from
 (fourfold.compiler.online), and the bytes of the fullest rank. The policies of forced.py leave half of what is kept to
-the host's memory, and move tokens in every micro-step.
+the host's memory, move tokens in every micro-step, and, on four GPUs and more, exchange heads by twos in a ring.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fourfold.compiler.models.llama import Llama
 from fourfold.compiler.online import Online
 from fourfold.compiler.online.log import Replay
 from fourfold.compiler.online.placer import Placer
+from fourfold.ir.plan import Plan
 from fourfold.passes.batch.timing import timed
 
 RATE = 1e-4
@@ -57,6 +58,8 @@ def programs(out: Path) -> Mapping[str, Online]:
         "tokens moved": Online(forced.moved, deterministic=True),
         "zeppelin": Online("zeppelin", deterministic=True),
     }
+    if dist.get_world_size() > 2:
+        known["heads by twos"] = Online(forced.by_twos, deterministic=True)
     return {name: replace(online, log=out / f"{name}.jsonl") for name, online in known.items()}
 
 
@@ -64,9 +67,9 @@ class Bench:
     """One plan and its batches; programs in turn."""
 
     def __init__(self, case: Case, plan: Path, *, steps: int, device: torch.device) -> None:
-        self.case, self.plan, self.device = case, plan, device
+        self.case, self.plan, self.device = case.sized(Plan.load(plan).capacity), plan, device
         self.real = device.type == "cuda"
-        cases = [replace(case, seed=case.seed + step) for step in range(steps)]
+        cases = [replace(self.case, seed=case.seed + step) for step in range(steps)]
         self.batches = [documents(one, dist.get_world_size()) for one in cases]
         self.lengths = [[len(one) for one in batch] for batch in self.batches]
 

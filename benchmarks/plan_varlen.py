@@ -46,12 +46,12 @@ STEP = 2048
 def main() -> int:
     """Plan each case and say what was placed."""
     arguments = parsed()
-    machine = load("cpu-gloo-2" if arguments.toy else f"h200-{arguments.gpus}")
+    machine = load(f"{'cpu-gloo' if arguments.toy else 'h200'}-{arguments.gpus}")
     precision = Precision.fp32 if arguments.toy else Precision.bf16
     for case in (TOY if arguments.toy else CASES).values():
         if case.name not in (arguments.cases or (case.name,)) or case.ranks not in (0, machine.ranks):
             continue
-        how = {"zero": arguments.zero, "fixed": arguments.fixed or case.ranks > 0}
+        how = {"zero": arguments.zero, "fixed": arguments.fixed or arguments.toy or case.ranks > 0}
         case, plan = filled(case, machine, precision, **how)
         folder = arguments.out / case.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, choices=(2, 4), default=2)
     parser.add_argument("--zero", type=int, choices=(0, 1, 3), default=1)
     parser.add_argument("--fixed", action="store_true", help="capacities as the cases say, as was measured so far")
-    parser.add_argument("--toy", action="store_true", help="small batches for two CPU processes")
+    parser.add_argument("--toy", action="store_true", help="small batches for CPU processes")
     parser.add_argument("--cases", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the plans")
     return parser.parse_args()

@@ -86,7 +86,7 @@ CASES: Mapping[str, Case] = {
     )
 }
 TOY: Mapping[str, Case] = {
-    name: replace(case, config=TINY, capacity=256, tokens=480, longest=400 if name == "tailed" else 200, ranks=2)
+    name: replace(case, config=TINY, capacity=256, tokens=480, longest=400 if name == "tailed" else 200, ranks=0)
     for name, case in CASES.items()
     if case.ranks != 4
 }
