@@ -11,12 +11,11 @@ process; so is what each line ends with, all that its cell took.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -52,10 +51,7 @@ class Cell:
     zero: int
     capacity: int
     lengths: str
-    sequences: int
-    longest: int
     steps: Mapping[str, float]
-    solving: Mapping[str, float]
     gap: float
     spent: float
 
@@ -162,17 +158,16 @@ def _cells(graph: Graph, model: str, machine: str, zero: int, names: Sequence[st
             continue
         found = compared(lengths, known[capacity], names, watch=lambda name: None)
         steps = {one.policy: one.timing.seconds for one in found if one.timing is not None}
-        solving = {one.policy: one.solving for one in found}
         gap = next(one.timing.gap for one in found if one.policy == "auto" and one.timing is not None)
         spent = time.process_time() - started
-        yield Cell(model, machine, zero, capacity, name, len(lengths), max(lengths), steps, solving, gap, spent)
+        yield Cell(model, machine, zero, capacity, name, steps, gap, spent)
 
 
 def main() -> int:
     """Place all cells, print them and the counts; 1 if auto is slower than another policy anywhere."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(MODELS), action="append")
-    parser.add_argument("--out", type=Path, help="a folder for cells.json and table.txt")
+    parser.add_argument("--out", type=Path, help="a folder for table.txt")
     arguments = parser.parse_args()
     started, found = time.process_time(), []
     for cell in cells(tuple(POLICIES), arguments.model or tuple(MODELS)):
@@ -188,7 +183,6 @@ def main() -> int:
     print(said)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "cells.json").write_text(json.dumps([asdict(cell) for cell in found], indent=1) + "\n")
         (arguments.out / "table.txt").write_text("\n".join([*map(str, found), said]) + "\n")
     return 1 if slower else 0
 

@@ -81,7 +81,6 @@ class Bench:
         lengths = [len(one) for one in self.documents]
         self.flops = flops(case, lengths) / dist.get_world_size()
         self.targets = sum(n - 1 for n in lengths)
-        self.wanted = steps
 
     def ours(self) -> bool:
         """Every placement on one program; False when the time is up."""
@@ -150,14 +149,8 @@ class Bench:
         first = time.perf_counter() - started
         if self.shape.real:
             torch.cuda.reset_peak_memory_stats(self.device)
-        seconds, loss = [], 0.0
-        while len(seconds) < self._wanted(seconds):
-            dist.barrier()
-            finish(self.device)
-            began = time.perf_counter()
-            loss = step(Clock(self.device))
-            finish(self.device)
-            seconds.append(time.perf_counter() - began)
+        loss, before = self._timed(step)
+        seconds = [before, *(self._timed(step)[1] for _ in range(self._more(before)))]
         median = statistics.median(seconds)
         memory = torch.cuda.memory_stats(self.device) if self.shape.real else {}
         found = replace(
@@ -176,14 +169,20 @@ class Bench:
         kept |= {"retries": memory.get("num_alloc_retries", 0), "steps": len(seconds)}
         return replace(found, settings={**kept, "norm": norms[0] if norms else None, "kernels": seen["kernels"][:12]})
 
-    def _wanted(self, seconds: Sequence[float]) -> int:
-        """How many steps are timed, as the first rank finds after the first."""
-        if len(seconds) != 1:
-            return self.wanted if seconds else 1
-        many = torch.tensor(max(self.steps, min(MOST, int(ENOUGH / seconds[0]))), device=self.device)
+    def _timed(self, step: Callable[[Clock], float]) -> tuple[float, float]:
+        """The loss of a step, and its seconds."""
+        dist.barrier()
+        finish(self.device)
+        began = time.perf_counter()
+        loss = step(Clock(self.device))
+        finish(self.device)
+        return loss, time.perf_counter() - began
+
+    def _more(self, seconds: float) -> int:
+        """How many steps are timed beside the first, as the first rank says after it."""
+        many = torch.tensor(max(self.steps, min(MOST, int(ENOUGH / seconds))) - 1, device=self.device)
         dist.broadcast(many, 0)
-        self.wanted = int(many)
-        return self.wanted
+        return int(many)
 
 
 def is_told(path: Path) -> bool:

@@ -67,13 +67,16 @@ def all_gather(comm: Comm, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) ->
     return comm.exchange("all_gather", [(peer, tensor) for peer in others], expected, like=tensor)
 
 
-def all_to_all(
-    comm: Comm, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], name: str = "all_to_all"
-) -> Handle:
-    """Part p to rank p; from every other rank, in order, what it has for this one, of `shapes` (of all ranks)."""
+Shapes = Sequence[tuple[int, ...]]
+"""Of what each rank has for this one."""
+
+
+def all_to_all(comm: Comm, tensors: Sequence[tuple[Sequence[Tensor], Shapes]], name: str = "all_to_all") -> Handle:
+    """Part p of each tensor to rank p, at once; of one after the other, what every other rank in order has for this."""
     others = [peer for peer in range(comm.size) if peer != comm.rank]
-    expected = [Expected(peer, shapes[peer], parts[peer].dtype) for peer in others]
-    return comm.exchange(name, [(peer, parts[peer]) for peer in others], expected, like=parts[comm.rank])
+    sends = [(peer, parts[peer]) for parts, _ in tensors for peer in others]
+    expected = [Expected(peer, shapes[peer], parts[peer].dtype) for parts, shapes in tensors for peer in others]
+    return comm.exchange(name, sends, expected, like=tensors[0][0][comm.rank])
 
 
 def with_own(comm: Comm, arrived: Sequence[Tensor], own: Tensor) -> list[Tensor]:

@@ -73,7 +73,7 @@ def _home(comm: Comm, into_2SGD: Tensor, own_2TGD: Tensor, job: Job) -> tuple[Te
     sizes = [job.keys(rank).tokens for rank in range(comm.size) if rank != comm.rank]
     shares = [share.to(travel) for share in into_2SGD.split(sizes, 1)]  # type: ignore[no-untyped-call]
     parts = with_own(comm, [share.contiguous() for share in shares], own_2TGD.to(travel))
-    return all_to_all(comm, parts, [tuple(own_2TGD.shape)] * comm.size, name="reduce_scatter").wait()
+    return all_to_all(comm, [(parts, [tuple(own_2TGD.shape)] * comm.size)], name="reduce_scatter").wait()
 
 
 GATHER_KV = Method("gather_kv", forward, backward)

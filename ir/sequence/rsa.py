@@ -88,7 +88,7 @@ def _home(comm: Comm, shares: Sequence[Tensor], job: Job) -> Handle:
     """The shares of the others in this rank's gradients, on their way here, and theirs on their way to them."""
     travel = job.travel or shares[0].dtype
     own = tuple(shares[comm.rank].shape)
-    return all_to_all(comm, [x.to(travel) for x in shares], [own] * comm.size, name="reduce_scatter")
+    return all_to_all(comm, [([x.to(travel) for x in shares], [own] * comm.size)], name="reduce_scatter")
 
 
 def _summed(own_TGD: Tensor, coming: Handle) -> Tensor:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fourfold.ir.comm import Comm, Expected, with_own
+from fourfold.ir.comm import Comm, Shapes, all_to_all, with_own
 from fourfold.ir.sequence.method import Block, Gradients, Job, Method, Saved, accumulation
 from fourfold.ir.sequence.ring import RING
 from fourfold.ir.sequence.tokens import Shard, joined, ordered
@@ -124,10 +124,11 @@ def _to_heads(place: Around, wanted: Sequence[tuple[Tensor, Sequence[tuple[int, 
 
     With each stand the heads [start, stop) of every rank.
     """
-    rank, found = place.comm.rank, []
-    parts = [[x_THD[:, start:stop].contiguous() for start, stop in spans] for x_THD, spans in wanted]
-    shapes = [[(tokens, *own[rank].shape[1:]) for tokens in place.tokens] for own in parts]
-    for arrived in _travelled(place, parts, shapes):
+    rank, found, tensors = place.comm.rank, [], []
+    for x_THD, spans in wanted:
+        parts = [x_THD[:, start:stop].contiguous() for start, stop in spans]
+        tensors.append((parts, [(tokens, *parts[rank].shape[1:]) for tokens in place.tokens]))
+    for arrived in _travelled(place, tensors):
         whole = torch.cat(arrived, 0)
         found.append(whole if place.index is None else whole.index_select(0, place.index))
     return found
@@ -138,28 +139,21 @@ def _to_tokens(place: Around, wanted: Sequence[tuple[Tensor, Sequence[int]]]) ->
 
     With each stand how many heads every rank has.
     """
-    rank, parts, shapes = place.comm.rank, [], []
+    mine, tensors = place.tokens[place.comm.rank], []
     for x_SHD, heads in wanted:
         stored = x_SHD if place.index is None else torch.empty_like(x_SHD).index_copy_(0, place.index, x_SHD)
-        parts.append(list(stored.split(place.tokens, 0)))  # type: ignore[no-untyped-call]
-        shapes.append([(place.tokens[rank], count, x_SHD.shape[2]) for count in heads])
-    return _travelled(place, parts, shapes)
+        parts = list(stored.split(place.tokens, 0))  # type: ignore[no-untyped-call]
+        tensors.append((parts, [(mine, count, x_SHD.shape[2]) for count in heads]))
+    return _travelled(place, tensors)
 
 
-def _travelled(
-    place: Around, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[tuple[int, ...]]]
-) -> list[list[Tensor]]:
-    """Part p of each tensor to rank p, all at once; of each, what every rank has for this one, its own among them."""
+def _travelled(place: Around, tensors: Sequence[tuple[Sequence[Tensor], Shapes]]) -> list[list[Tensor]]:
+    """Of each tensor, what every rank has for this one, its own among them; all travel at once."""
     comm = place.comm
-    others = [peer for peer in range(comm.size) if peer != comm.rank]
-    sends = [(peer, own[peer]) for own in parts for peer in others]
-    expected = [
-        Expected(peer, shape[peer], own[peer].dtype)
-        for own, shape in zip(parts, shapes, strict=True)
-        for peer in others
+    arrived, each = all_to_all(comm, tensors).wait(), comm.size - 1
+    return [
+        with_own(comm, arrived[i * each : (i + 1) * each], parts[comm.rank]) for i, (parts, _) in enumerate(tensors)
     ]
-    arrived = iter(comm.exchange("all_to_all", sends, expected, like=parts[0][comm.rank]).wait())
-    return [with_own(comm, [next(arrived) for _ in others], own[comm.rank]) for own in parts]
 
 
 def _repeated(x_SGD: Tensor, mine: Heads) -> Tensor:

@@ -18,8 +18,8 @@ from fourfold.passes.work import work
 
 LAUNCHED = 5.3e-3
 """Seconds in which the host launches one layer, forward and backward: a micro-step on a GPU takes no less. Source: 12
-layers of chunkflow's 38 micro-steps in benchmarks/results/varlen-h200x2/rows-megatron.jsonl; 4.9e-3 and 7.7e-3 on two
-other hosts (-second, -third)."""
+layers of chunkflow's 38 micro-steps in benchmarks/results/varlen-h200x2/rows-megatron.jsonl; 4.9e-3 and 7.7e-3 in two
+other runs (-second, -third)."""
 LEFT = 2.3
 """Times as long where what the layer keeps goes to the host's memory. Source: `auto`, of 6 micro-steps, in
 rows-megatron-wide.jsonl beside it."""
