@@ -18,7 +18,7 @@ WORTH = 1.25
 def widths(terms: Terms) -> Sequence[int]:
     """Tokens of a rank's micro-step beyond its room: as many as copies allow that short documents hide; the most."""
     bounds = terms.bounds
-    if not bounds.spare:
+    if not bounds.spare or not terms.kept:
         return ()
     hidden = min(terms.forward, 1.0 - terms.forward) * terms.linear * terms.host / terms.kept
     most = min(_tokens(bounds.spare, terms), _held(terms))

@@ -110,3 +110,10 @@ def test_only_groups_that_begin_a_node_exchange_heads_beyond_it(first: int, meth
     assert grid is not None
     assert given.fastest(40000, 12)[1] == "usp4"
     assert _batch(grid, given).pieces == (replace(ring, method=method),)
+
+
+def test_where_nothing_is_kept_no_width_is_tried() -> None:
+    given = terms(16, 4096, 1)
+    bounds = replace(given.bounds, spare=0.5)
+    assert widths(replace(given, bounds=bounds, kept=0.0, host=5e10)) == ()
+    assert widths(replace(given, bounds=bounds, kept=1e4, host=5e10)) != ()
