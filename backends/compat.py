@@ -19,7 +19,7 @@ def sum_gradients(module: FSDPModule) -> None:
 
 def lean(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler of regions whose backward makes cheap matmul inputs again (a norm's output, a gate times its branch)
-    instead of keeping them: what passes/saved.py counts, a third less than torch keeps by default."""
+    instead of keeping them: what passes/price/saved.py counts, a third less than torch keeps by default."""
     return _compiled(graph, inputs, ban_recompute_materialized_backward=False)
 
 

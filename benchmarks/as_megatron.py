@@ -17,12 +17,12 @@ from fourfold.ir.graph import Block, Node
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import SIZES
 from fourfold.ir.rule import WHOLE
-from fourfold.passes.pipelined import StageCost, stage_costs
-from fourfold.passes.price import Priced, seconds_of
-from fourfold.passes.seconds import Seconds, Times
-from fourfold.passes.shared import RATES
-from fourfold.passes.steps import StepTime
-from fourfold.passes.work import ELEMENTWISE, BlockWork
+from fourfold.passes.price.pipelined import StageCost, stage_costs
+from fourfold.passes.price.price import Priced, seconds_of
+from fourfold.passes.price.seconds import Seconds, Times
+from fourfold.passes.price.steps import StepTime
+from fourfold.passes.price.work import ELEMENTWISE, BlockWork
+from fourfold.passes.sequence.shared import RATES
 
 LOGITS = (6.0, 4.0, 8.0, 8.0, 4.0, 8.0), (8.0, 6.0)
 """Bytes a logit of each kernel of the loss, forward and backward (gpt_model.py, mpu/cross_entropy.py): a cast to

@@ -21,9 +21,9 @@ from solver_time import drawn
 from fourfold.compiler.capture import capture
 from fourfold.compiler.models import from_reference
 from fourfold.ir.batch_rules import complaints
-from fourfold.passes.batch.bounding import bound
 from fourfold.passes.batch.bytescale import bytescale
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.bounding import bound
+from fourfold.passes.batch.timing.timing import timed
 
 LISTS = ("wikipedia", "prolong", "pretrain", "commoncrawl", "heavy")
 SEQUENCES = 4096

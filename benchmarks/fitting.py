@@ -11,7 +11,7 @@ from published import PRECISIONS, Run, machine_of, pinned, priced_as_run
 
 from fourfold.ir.estimate import Estimate
 from fourfold.ir.plan import Plan
-from fourfold.passes.shared import RATES
+from fourfold.passes.sequence.shared import RATES
 
 SOURCE, WEAK = "megatron-sc21", "weak-scaling"
 """The source whose fit is on one group of its rows; others fit on every second row."""

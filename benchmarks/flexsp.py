@@ -23,7 +23,7 @@ from flexsp_published import RANKS, crawled, listed, paper, published, share_of,
 
 from fourfold.passes.batch.flexsp import EFFORT, flexsp
 from fourfold.passes.batch.static_cp import alike, homogeneous
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.timing import timed
 
 PACKED = 0.9
 """Share of the room that the paper's baselines pack to."""

@@ -16,8 +16,8 @@ from statistics import NormalDist
 from fourfold import compiler
 from fourfold.hardware import load
 from fourfold.ir.batch_rules import Bounds
-from fourfold.passes.batch.refusal import SLACK
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.refusal import SLACK
+from fourfold.passes.batch.timing.terms import Terms
 
 DATA = Path(__file__).parent / "data" / "flexsp.csv"
 RANKS = 64

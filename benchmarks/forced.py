@@ -12,7 +12,7 @@ from dataclasses import replace
 from fourfold.ir.batch import BatchPlan, Move, Offload
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.static_cp import alike
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.terms import Terms
 
 SHARE = 0.5
 """Of what a rank keeps of a micro-step for its backward."""

@@ -14,10 +14,10 @@ from as_megatron import kernel_by_kernel, megatron
 
 from fourfold.costmodel.kernel import stream_time
 from fourfold.ir.plan import SIZES
-from fourfold.passes.price import Priced, seconds_of
-from fourfold.passes.seconds import Seconds
-from fourfold.passes.steps import CallCost
-from fourfold.passes.work import work
+from fourfold.passes.price.price import Priced, seconds_of
+from fourfold.passes.price.seconds import Seconds
+from fourfold.passes.price.steps import CallCost
+from fourfold.passes.price.work import work
 
 REUSE = 1e9
 """Elements of other parameters used in between up to which a replayed layer's parameter is kept for its backward

@@ -40,7 +40,7 @@ from fourfold.compiler.online import Online
 from fourfold.compiler.online.log import Replay
 from fourfold.compiler.online.placer import Placer
 from fourfold.ir.plan import Plan
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.timing import timed
 
 RATE = 1e-4
 AGREES = 2e-3

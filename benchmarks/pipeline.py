@@ -32,8 +32,8 @@ from fourfold.hardware import load
 from fourfold.hardware.topology import Machine
 from fourfold.ir.plan import Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.pipelined import timed_schedule
-from fourfold.passes.price import priced
+from fourfold.passes.price.pipelined import timed_schedule
+from fourfold.passes.price.price import priced
 
 
 def wishes(gpus: int) -> list[tuple[str, int, dict[str, str | int]]]:

@@ -30,9 +30,9 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.graph import Graph
 from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.compare import compared
-from fourfold.passes.batch.planned import terms_of
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.showing.compare import compared
+from fourfold.passes.batch.timing.planned import terms_of
+from fourfold.passes.batch.timing.terms import Terms
 
 MODELS: Mapping[str, int] = {"llama-8b": 1, "llama-70b": 8}
 """Tensor degree by model."""

@@ -32,12 +32,12 @@ from fourfold.ir.plan import Plan, Precision
 from fourfold.ir.schedule import Schedule
 from fourfold.ir.workload import Workload
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.compare import Compared, compared
-from fourfold.passes.batch.orders import schedule_of
-from fourfold.passes.batch.planned import terms_of
+from fourfold.passes.batch.showing.compare import Compared, compared
 from fourfold.passes.batch.static_cp import alike
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.orders import schedule_of
+from fourfold.passes.batch.timing.planned import terms_of
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 STEP = 2048
 """Tokens by which a capacity grows."""

@@ -23,10 +23,10 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.graph import Graph
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.batch.zones import zones
-from fourfold.passes.routing import routing
+from fourfold.passes.batch.placing.zones import zones
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.routing import routing
 
 Row = dict[str, object]
 BASE = "te-cp"

@@ -21,8 +21,8 @@ from fourfold.hardware import load
 from fourfold.hardware.topology import Machine
 from fourfold.ir.graph import Graph
 from fourfold.ir.workload import Workload
-from fourfold.passes.batch.planned import terms_of
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.planned import terms_of
+from fourfold.passes.batch.timing.terms import Terms
 
 DATA = Path(__file__).parent / "data"
 SHARE = 4096

@@ -23,9 +23,9 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.costs import Costs
-from fourfold.passes.price import Priced
-from fourfold.passes.shared import RATES
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.price import Priced
+from fourfold.passes.sequence.shared import RATES
 
 DATA = Path(__file__).parent / "data"
 

@@ -28,10 +28,10 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import AXES, Mesh
 from fourfold.ir.plan import RECOMPUTE, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
-from fourfold.passes.pipelined import timed_schedule
-from fourfold.passes.price import Priced
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.pipelined import timed_schedule
+from fourfold.passes.price.price import Priced
 
 RESULTS = Path(__file__).parent / "results"
 FOLDERS = ("llama-8b-h200x2", "pipeline-h200x2", "zero-bubble-h200x2", "long-context-h200x2")

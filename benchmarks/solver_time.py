@@ -29,8 +29,8 @@ from fourfold.compiler.models import from_reference
 from fourfold.hardware import load
 from fourfold.ir.batch_rules import complaints
 from fourfold.passes.batch.auto import auto
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 GAP = 0.03
 POINTS = (

@@ -25,7 +25,7 @@ from published import DATA, Run, asked, machine_of, runs
 
 from fourfold.compiler.pipeline import Planner
 from fourfold.ir.estimate import Estimate
-from fourfold.passes.costs import Costs
+from fourfold.passes.price.costs import Costs
 
 GAIN = 0.15
 """Share of the published layout's step from which a better one must say why."""

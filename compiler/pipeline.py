@@ -12,13 +12,13 @@ from fourfold.hardware.errors import InfeasibleError, UsageError
 from fourfold.hardware.topology import Machine
 from fourfold.ir.answer import Answer, Refusal
 from fourfold.ir.plan import Plan
-from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
-from fourfold.passes.deciding import Pass, Watch, unwatched
-from fourfold.passes.pins import check_pins
+from fourfold.passes.price.costs import Costs
 from fourfold.passes.recompute import ChooseRecompute
-from fourfold.passes.repairs import infeasible
-from fourfold.passes.search import Search
+from fourfold.passes.search.deciding import Pass, Watch, unwatched
+from fourfold.passes.search.pins import check_pins
+from fourfold.passes.search.repairs import infeasible
+from fourfold.passes.search.search import Search
 from fourfold.passes.sharing import ShareDocuments
 from fourfold.passes.solving import SolveSchedule
 from fourfold.passes.stages import CutStages

@@ -42,7 +42,7 @@ def ordered(plan: Plan, batch: BatchPlan, rank: int) -> Schedule:
     Raises UsageError for chunks where a rank holds several stages.
     """
     # Policies bring their solvers along, which a program that places no batch need not load.
-    from fourfold.passes.batch.orders import schedule_of
+    from fourfold.passes.batch.timing.orders import schedule_of
 
     how = {"stages": plan.mesh.pp, "zero": plan.zero}
     made = schedule_of(batch, rank, **how, kind=plan.schedule, order=plan.order)

@@ -10,11 +10,11 @@ from fourfold.ir.graph import Block, Node
 from fourfold.ir.ops import op_of, rule_for, rules
 from fourfold.ir.plan import Decision, Layout, Plan
 from fourfold.ir.rule import WHOLE, Rule
-from fourfold.passes.costs import Costs
-from fourfold.passes.cutting import Cutter, Prices
-from fourfold.passes.pins import pinned_cuts
-from fourfold.passes.seconds import Seconds
-from fourfold.passes.settings import most_micro_steps
+from fourfold.passes.cutting.cutting import Cutter, Prices
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.seconds import Seconds
+from fourfold.passes.search.pins import pinned_cuts
+from fourfold.passes.search.settings import most_micro_steps
 
 EXPLAINED = ("matmul", "gather", "attention", "loss")
 """Kinds of ops whose cut is worth a line in the log."""
@@ -33,8 +33,8 @@ class CutTensors:
 
     Given: mesh, micro-steps and the pinned cuts. Minimises: seconds of one micro-step's forward and backward, ops and
     collectives one after the other. Subject to: the rules; a weight that can be cut is cut; tied weights alike; what is
-    dropped out is cut. Source: passes/cutting.py. Prices are nearly straight lines in the tokens of a micro-step, so a
-    layout that is best for fewer and for more tokens is taken for those between.
+    dropped out is cut. Source: passes/cutting/cutting.py. Prices are nearly straight lines in the tokens of a
+    micro-step, so a layout that is best for fewer and for more tokens is taken for those between.
     """
 
     costs: Costs

@@ -11,9 +11,9 @@ from ortools.sat.python import cp_model
 
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import RECOMPUTE, Decision, Plan
-from fourfold.passes.costs import Costs
-from fourfold.passes.line import Line
-from fourfold.passes.work import BlockWork
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.line import Line
+from fourfold.passes.price.work import BlockWork
 
 NANOSECOND = 1e9
 UNBOUNDED = float(2**50)

@@ -9,9 +9,9 @@ from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Decision, Plan, Sharing
 from fourfold.ir.sequence import EXCHANGING, METHODS
 from fourfold.ir.sequence.tokens import LAYOUTS
-from fourfold.passes.costs import Costs
-from fourfold.passes.load import load_of
-from fourfold.passes.pins import number
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.load import load_of
+from fourfold.passes.search.pins import number
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from fourfold.ir.plan import Decision, Plan
-from fourfold.passes.costs import Costs
+from fourfold.passes.price.costs import Costs
 from fourfold.passes.schedule.solver import solved
 
 EFFORT = 0.25

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations, pairwise
 
 from fourfold.ir.plan import Decision, Plan
-from fourfold.passes.costs import Costs
+from fourfold.passes.price.costs import Costs
 
 
 @dataclass(frozen=True, slots=True)

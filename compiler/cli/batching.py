@@ -21,8 +21,8 @@ from fourfold.ir.text import Section
 if TYPE_CHECKING:
     from fourfold.ir.batch import BatchPlan
     from fourfold.ir.plan import Plan
-    from fourfold.passes.batch.compare import Compared
-    from fourfold.passes.batch.terms import Terms
+    from fourfold.passes.batch.showing.compare import Compared
+    from fourfold.passes.batch.timing.terms import Terms
 
 LONGEST = 4
 """Sequences whose places are listed unasked."""
@@ -73,8 +73,8 @@ def batch(
 def _placed(plan: Plan, names: Sequence[str], *, explain: int | None) -> tuple[Sequence[Compared], Terms]:
     """The batch of the plan's workload by each policy. Raises UsageError for a sequence that there is not."""
     from fourfold.passes.batch import POLICIES
-    from fourfold.passes.batch.compare import compared
-    from fourfold.passes.batch.planned import terms_of
+    from fourfold.passes.batch.showing.compare import compared
+    from fourfold.passes.batch.timing.planned import terms_of
 
     each = [length for length, count in plan.workload.lengths for _ in range(count)]
     if explain is not None and not 0 <= explain < len(each):
@@ -88,13 +88,13 @@ def _write(best: BatchPlan, terms: Terms, *, save: str | None, svg: str | None, 
         best.save(save)
     if svg is not None or png is not None:
         from fourfold.ir.coarse import coarse
-        from fourfold.passes.batch.charting import charted
+        from fourfold.passes.batch.showing.charting import charted
 
         write([coarse(charted(best, terms), HIGHEST)], trace=None, svg=svg, png=png)
 
 
 def _dump(plan: Plan, found: Sequence[Compared], terms: Terms, *, explain: int | None) -> None:
-    from fourfold.passes.batch.explain import explained
+    from fourfold.passes.batch.showing.explain import explained
 
     data = policies.as_data(plan, found, terms)
     best = found[0].batch
@@ -104,8 +104,8 @@ def _dump(plan: Plan, found: Sequence[Compared], terms: Terms, *, explain: int |
 
 
 def _print(plan: Plan, found: Sequence[Compared], terms: Terms, *, explain: int | None) -> None:
-    from fourfold.passes.batch.charting import charted
-    from fourfold.passes.batch.explain import explained
+    from fourfold.passes.batch.showing.charting import charted
+    from fourfold.passes.batch.showing.explain import explained
 
     best = found[0].batch
     assert best is not None

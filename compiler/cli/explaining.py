@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from fourfold.ir.text import Section, percent, seconds
 
 if TYPE_CHECKING:
-    from fourfold.passes.batch.compare import Compared
-    from fourfold.passes.batch.explain import Explained, Option, Run
+    from fourfold.passes.batch.showing.compare import Compared
+    from fourfold.passes.batch.showing.explain import Explained, Option, Run
 
 LISTED = 6
 """Pieces and moves of a sequence that are listed one by one."""

@@ -130,7 +130,7 @@ def saved(file: str) -> Plan:
 
 def priced(plan: Plan) -> Any:
     """The estimate of a plan, from the machine it carries."""
-    from fourfold.passes.price import price
+    from fourfold.passes.price.price import price
 
     return price(plan)
 

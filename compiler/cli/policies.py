@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fourfold.ir.batch import BatchPlan
     from fourfold.ir.chart import Chart, Look
     from fourfold.ir.plan import Plan
-    from fourfold.passes.batch.compare import Compared
-    from fourfold.passes.batch.terms import Terms
+    from fourfold.passes.batch.showing.compare import Compared
+    from fourfold.passes.batch.timing.terms import Terms
 
 HEADS = ("", "step", "to\nbound", "balance", "sent\nin node", "sent\nacross", "room\nused", "micro-\nsteps", "solving")
 TITLE = "Policies, the fastest first; no placement is faster than the bound"
@@ -37,7 +37,7 @@ def table(found: Sequence[Compared], terms: Terms) -> Table:
 
 
 def _rows(found: Sequence[Compared], terms: Terms) -> Iterator[tuple[str, ...]]:
-    from fourfold.passes.batch.talk import talk
+    from fourfold.passes.batch.showing.talk import talk
 
     for one in found:
         if one.batch is None or one.timing is None:
@@ -64,7 +64,7 @@ def room_used(batch: BatchPlan) -> float:
 
 def bounds(found: Sequence[Compared], terms: Terms) -> tuple[str, float, float]:
     """Which bounds the step from below, `area` or `longest`, and the seconds of both."""
-    from fourfold.passes.batch.bounding import sides
+    from fourfold.passes.batch.timing.bounding import sides
 
     batches = [one.batch for one in found if one.batch is not None]
     offloaded = any(max(batch.held.values()) > batch.capacity for batch in batches)
@@ -103,7 +103,7 @@ def _style(look: Look | None) -> str:
 def as_data(plan: Plan, found: Sequence[Compared], terms: Terms) -> Mapping[str, object]:
     """The comparison as JSON values: seconds, tokens and bytes."""
     from fourfold.ir.report import settings
-    from fourfold.passes.batch.talk import talk
+    from fourfold.passes.batch.showing.talk import talk
 
     rows = []
     for one in found:

@@ -66,7 +66,7 @@ def verify(
 
 def ranks_of(pins: Mapping[str, str | int]) -> int:
     """The ranks that the pinned degrees ask for; RANKS where no degree is pinned. Raises UsageError."""
-    from fourfold.passes.pins import DEGREES, number
+    from fourfold.passes.search.pins import DEGREES, number
 
     degrees = [number(pins, axis) for axis in DEGREES]
     return math.prod(degree or 1 for degree in degrees) if any(degrees) else RANKS

@@ -22,7 +22,7 @@ from fourfold.ir.text import Section, percent, seconds
 if TYPE_CHECKING:
     from fourfold.ir.chart import Chart
     from fourfold.ir.plan import Plan
-    from fourfold.passes.charting import Simulated
+    from fourfold.passes.price.charting import Simulated
 
 WIDEST = 160
 ALIKE = 1.01
@@ -58,7 +58,7 @@ def simulate(
     # Read first: a mistake in it is told before the planner's work.
     beside = (profiled.measured(measured),) if measured else ()
     plan = _plan(question, quiet=as_json)
-    from fourfold.passes.charting import simulated
+    from fourfold.passes.price.charting import simulated
 
     found = simulated(plan, whole=whole or bool(beside))
     charts = (found.chart, *beside)

@@ -11,9 +11,9 @@ from fourfold.compiler.online.choosing import named
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.plan import Plan
 from fourfold.passes.batch import Policy
-from fourfold.passes.batch.planned import terms_of
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.planned import terms_of
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 
 @dataclass(frozen=True, slots=True)

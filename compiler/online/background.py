@@ -22,7 +22,7 @@ from fourfold.compiler.online.solving import Answer
 from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.batch import BatchPlan
 from fourfold.passes.batch import Policy
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.terms import Terms
 
 CHILD = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[1])); "

@@ -17,8 +17,8 @@ from fourfold.hardware.errors import InfeasibleError, RunError, UsageError
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.batch_rules import complaints
 from fourfold.passes.batch import POLICIES, Policy
-from fourfold.passes.batch.pacing import paced
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.placing.pacing import paced
+from fourfold.passes.batch.timing.terms import Terms
 
 KEPT = 64
 """Batches whose placements are remembered: one of the same lengths is not solved again."""

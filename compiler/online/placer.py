@@ -14,7 +14,7 @@ from fourfold.hardware.errors import FourfoldError, RunError
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
-from fourfold.passes.batch.planned import terms_of
+from fourfold.passes.batch.timing.planned import terms_of
 
 
 class Placer:

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from fourfold.hardware.errors import FourfoldError
 from fourfold.ir.batch import BatchPlan
 from fourfold.passes.batch import Policy
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.terms import Terms
 
 NICE = 10
 """How far it stands back behind the rank that trains on the same cores."""

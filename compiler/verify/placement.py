@@ -16,8 +16,8 @@ from fourfold.ir.batch_rules import complaints
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
 from fourfold.passes.batch import Policy
-from fourfold.passes.batch.planned import terms_of
-from fourfold.passes.batch.refusal import SLACK
+from fourfold.passes.batch.timing.planned import terms_of
+from fourfold.passes.batch.timing.refusal import SLACK
 
 HALVES = 2
 """Ranks that just hold the longest document: a pool of two can, and a larger one has teams to choose."""

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
-from fourfold.passes.batch.auto_grid import Choice, Grid, option
-from fourfold.passes.batch.auto_polish import polish
-from fourfold.passes.batch.auto_search import constructed, improved
-from fourfold.passes.batch.bounding import bound
-from fourfold.passes.batch.hosting import hosted, widths
-from fourfold.passes.batch.refusal import require
-from fourfold.passes.batch.remap import remapped
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.grid.grid import Choice, Grid, option
+from fourfold.passes.batch.grid.polish import polish
+from fourfold.passes.batch.grid.search import constructed, improved
+from fourfold.passes.batch.placing.hosting import hosted, widths
+from fourfold.passes.batch.placing.remap import remapped
+from fourfold.passes.batch.timing.bounding import bound
+from fourfold.passes.batch.timing.refusal import require
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 Policy = Callable[[Sequence[int], Terms], BatchPlan]
 Finish = Callable[[BatchPlan, Terms], BatchPlan]

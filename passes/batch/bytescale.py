@@ -8,13 +8,14 @@ from dataclasses import replace
 from math import inf
 from random import Random
 
-from fourfold.ir.batch import BatchPlan, Offload, Piece
-from fourfold.passes.batch.gangs import Ganged, Task, least_loaded, placed
+from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.passes.batch.pack import packs
-from fourfold.passes.batch.packing import packed, spread
-from fourfold.passes.batch.refusal import SLACK, require, room
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.placing.gangs import Ganged, Task, least_loaded, placed
+from fourfold.passes.batch.placing.hosting import hosted, share
+from fourfold.passes.batch.placing.packing import packed, spread
+from fourfold.passes.batch.timing.refusal import SLACK, require, room
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 Deal = Callable[[Mapping[int, float], Ganged, Terms], Mapping[int, list[int]]]
 
@@ -61,8 +62,8 @@ def bytescale(lengths: Sequence[int], terms: Terms) -> BatchPlan:
 def fewest(length: int, ranks: int, terms: Terms, most: float = inf) -> int:
     """Ranks of a sequence that `ranks` hold: fewer where the host's memory, hidden by compute, makes that cheaper.
 
-    Of s tokens on D ranks the share r must go that leaves (1 - r) s / D in the room C of each, and may go that is
-    written while the forward computes. Compute alone is counted: communication only hides more. Not so few that each
+    Of s tokens on D ranks the share must go that leaves room for s / D on each, and may go that is written while the
+    forward computes. Compute alone is counted: communication only hides more. Not so few that each
     computes for more than `most` seconds.
     """
     bounds, found = terms.bounds, ranks
@@ -79,11 +80,6 @@ def fewest(length: int, ranks: int, terms: Terms, most: float = inf) -> int:
     return found if one < other else ranks
 
 
-def share(tokens: int, terms: Terms) -> float:
-    """What must go to the host's memory of so many tokens on one rank."""
-    return max(0.0, 1.0 - (terms.bounds.capacity - SLACK) / tokens)
-
-
 def _placings(lengths: Sequence[int], degrees: Mapping[int, int], terms: Terms) -> Iterator[BatchPlan]:
     """Placements with these numbers of ranks for long sequences: balanced for ranks alone, and for lines of stages."""
     tasks = [_alone(i, lengths[i], ranks, terms) for i, ranks in degrees.items()]
@@ -91,11 +87,11 @@ def _placings(lengths: Sequence[int], degrees: Mapping[int, int], terms: Terms) 
     if terms.bounds.zero > 1:
         taken = sum(task.ranks for task in tasks)
         tasks += packs(short, 1, terms.bounds.ranks, terms, taken=taken)
-        yield _offloaded(placed(tasks, lengths, terms, policy="bytescale"), terms)
+        yield hosted(placed(tasks, lengths, terms, policy="bytescale"), terms)
         return
     for deal in (evenly, by_class) if terms.stages > 1 else (evenly,):
         for order in (*(sorted(tasks, key=key) for key in ORDERS), _reordered(tasks, terms)):
-            yield _offloaded(_dealt(order, short, lengths, terms, deal), terms)
+            yield hosted(_dealt(order, short, lengths, terms, deal), terms)
 
 
 def _reordered(tasks: Sequence[Task], terms: Terms) -> Sequence[Task]:
@@ -189,9 +185,3 @@ def by_class(work: Mapping[int, float], ganged: Ganged, terms: Terms) -> Mapping
         loads[order[at]] += work[i]
         found.setdefault(order[at], []).append(i)
     return found
-
-
-def _offloaded(batch: BatchPlan, terms: Terms) -> BatchPlan:
-    """With what must go to the host's memory so that ranks have room."""
-    over = [(key, tokens) for key, tokens in batch.held.items() if tokens > terms.bounds.capacity]
-    return replace(batch, offloads=tuple(Offload(step, rank, share(n, terms)) for (rank, step), n in sorted(over)))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 from fourfold.ir.batch import BatchPlan
-from fourfold.passes.batch.chains import Bin, Chain, dealt, in_step
-from fourfold.passes.batch.packing import Bins, evened, packed, spread
-from fourfold.passes.batch.refusal import FINEST, require_chunks
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.placing.chains import Bin, Chain, dealt, in_step
+from fourfold.passes.batch.placing.packing import Bins, evened, packed, spread
+from fourfold.passes.batch.timing.refusal import FINEST, require_chunks
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 RETAINED = (1, 2, 3, 4, 6, 8, 16)
 """Chunks of a sequence whose activations are kept: as many as there is room for, since each saves a forward."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fourfold.ir.batch import BatchPlan, Piece
-from fourfold.passes.batch.blaster import blasted
-from fourfold.passes.batch.group_counts import NEAR, recounted
-from fourfold.passes.batch.grouping import Groups, Offer, grouped
-from fourfold.passes.batch.refusal import require
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.grouping.blaster import blasted
+from fourfold.passes.batch.grouping.group_counts import NEAR, recounted
+from fourfold.passes.batch.grouping.grouping import Groups, Offer, grouped
+from fourfold.passes.batch.timing.refusal import require
+from fourfold.passes.batch.timing.terms import Terms
 
 MORE = 5
 """Numbers of micro-batches that are tried, from the fewest that hold the batch."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fourfold.ir.batch import BatchPlan
-from fourfold.passes.batch.gangs import Task, placed
-from fourfold.passes.batch.packing import evened
-from fourfold.passes.batch.refusal import require, room
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.placing.gangs import Task, placed
+from fourfold.passes.batch.placing.packing import evened
+from fourfold.passes.batch.timing.refusal import require, room
+from fourfold.passes.batch.timing.terms import Terms
 
 
 def pack(lengths: Sequence[int], terms: Terms) -> BatchPlan:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fourfold.ir.batch import BatchPlan
-from fourfold.passes.batch.gangs import placed
 from fourfold.passes.batch.pack import packs
-from fourfold.passes.batch.refusal import require, room
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.placing.gangs import placed
+from fourfold.passes.batch.timing.refusal import require, room
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.batch.timing.timing import timed
 
 
 def static_cp(lengths: Sequence[int], terms: Terms) -> BatchPlan:

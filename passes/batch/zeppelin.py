@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fourfold.ir.batch import BatchPlan, Piece
-from fourfold.passes.batch.clock import finished
-from fourfold.passes.batch.hierarchy import Dealt, Starts, dealt
-from fourfold.passes.batch.packing import evened, spread
-from fourfold.passes.batch.refusal import SLACK, require, room
-from fourfold.passes.batch.remap import remapped
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.batch.zones import METHOD, NOWHERE, Zones, zones
+from fourfold.passes.batch.placing.hierarchy import Dealt, Starts, dealt
+from fourfold.passes.batch.placing.packing import evened, spread
+from fourfold.passes.batch.placing.remap import remapped
+from fourfold.passes.batch.placing.zones import METHOD, NOWHERE, Zones, zones
+from fourfold.passes.batch.timing.clock import finished
+from fourfold.passes.batch.timing.refusal import SLACK, require, room
+from fourfold.passes.batch.timing.terms import Terms
 
 TIGHT = 1.1
 """The mean of a rank's tokens times this is room enough where little is to be uneven."""

@@ -20,7 +20,7 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Layout, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.cutting import Prices, cut
+from fourfold.passes.cutting.cutting import Prices, cut
 
 TOKENS = 8192
 VOCABULARY = 58

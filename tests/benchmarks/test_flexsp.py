@@ -13,7 +13,7 @@ from flexsp_published import PAD, SEQUENCES, crawled, listed, paper, published, 
 from fourfold.ir.batch_rules import complaints
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.flexsp import flexsp as policy
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.timing import timed
 
 NEAR = 0.12
 

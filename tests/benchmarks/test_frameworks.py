@@ -14,10 +14,10 @@ from fourfold.costmodel.collective import collective_time
 from fourfold.costmodel.kernel import attention_flops, attention_time, matmul_time, norm_time, stream_time
 from fourfold.ir.ops import rule_for
 from fourfold.ir.rule import WHOLE
-from fourfold.passes.costs import Costs
-from fourfold.passes.load import load_of
-from fourfold.passes.pipelined import stage_costs
-from fourfold.passes.price import Priced
+from fourfold.passes.price.costs import Costs
+from fourfold.passes.price.load import load_of
+from fourfold.passes.price.pipelined import stage_costs
+from fourfold.passes.price.price import Priced
 
 
 def run_of(name: str, **changes: object) -> Run:

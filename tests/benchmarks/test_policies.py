@@ -9,8 +9,8 @@ import policy_cases as cases
 import pytest
 
 from fourfold.ir.batch_rules import Bounds, complaints
-from fourfold.passes.batch.terms import Terms
-from fourfold.passes.routing import Routing, routing
+from fourfold.passes.batch.timing.terms import Terms
+from fourfold.passes.sequence.routing import Routing, routing
 
 
 @pytest.mark.parametrize("dataset", cases.DATASETS)

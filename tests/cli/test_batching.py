@@ -17,12 +17,12 @@ from fourfold.hardware import load
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds
 from fourfold.ir.text import plain
-from fourfold.passes.batch.charting import charted
-from fourfold.passes.batch.compare import Compared
-from fourfold.passes.batch.explain import explained
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.showing.charting import charted
+from fourfold.passes.batch.showing.compare import Compared
+from fourfold.passes.batch.showing.explain import explained
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 Command = Callable[..., Any]
 Golden = Callable[..., None]

@@ -120,7 +120,8 @@ import sys, time
 from fourfold.compiler.cli.launching import _started
 with open(sys.argv[1], "w") as log, _started(["sleep", "600"], log) as process:
     print(process.pid, flush=True)
-    time.sleep(600)
+    for _ in range(6000):  # one long sleep would miss a signal that comes just before it
+        time.sleep(0.1)
 """
 
 

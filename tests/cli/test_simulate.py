@@ -22,12 +22,12 @@ from fourfold.ir.drawing import svg
 from fourfold.ir.gantt import text
 from fourfold.ir.profiled import measured
 from fourfold.ir.text import seconds
-from fourfold.passes.charting import bars_of_schedule, bars_of_tasks
+from fourfold.passes.price.charting import bars_of_schedule, bars_of_tasks
+from fourfold.passes.price.seconds import Times
+from fourfold.passes.price.steps import CallCost, tasks
+from fourfold.passes.price.work import Replay
 from fourfold.passes.schedule import scheduled
 from fourfold.passes.schedule.timing import timed
-from fourfold.passes.seconds import Times
-from fourfold.passes.steps import CallCost, tasks
-from fourfold.passes.work import Replay
 
 Command = Callable[..., Any]
 Golden = Callable[..., None]

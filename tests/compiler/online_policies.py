@@ -14,8 +14,8 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan
 from fourfold.ir.batch_rules import Bounds
 from fourfold.passes.batch.bytescale import bytescale
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.sequence.tables import Heads
 
 
 @cache

@@ -18,7 +18,7 @@ from fourfold.ir.ops import op_of
 from fourfold.ir.plan import Layout, Plan
 from fourfold.ir.rule import Rule
 from fourfold.ir.workload import Workload
-from fourfold.passes.cutting import Prices, cut
+from fourfold.passes.cutting.cutting import Prices, cut
 
 MANY = 10**7
 """Tokens of a micro-step that make cutting the tokens of norms worth its latency (Megatron's sequence parallelism)."""

@@ -10,7 +10,7 @@ from random import Random
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Move, Piece
 from fourfold.ir.batch_rules import CHUNKED, Bounds, complaints
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.terms import Terms
 
 
 @dataclass(frozen=True)

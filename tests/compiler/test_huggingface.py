@@ -19,7 +19,7 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Sharing
 from fourfold.ir.report import asked
 from fourfold.ir.workload import Workload
-from fourfold.passes.flops import model_flops
+from fourfold.passes.price.flops import model_flops
 
 transformers = pytest.importorskip("transformers")
 

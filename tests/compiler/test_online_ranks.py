@@ -20,7 +20,7 @@ from fourfold.compiler.online.placer import Placer
 from fourfold.hardware.errors import FourfoldError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.orders import schedule_of
+from fourfold.passes.batch.timing.orders import schedule_of
 
 BATCHES = ((900, 400, 300, 200, 50), (5, 6), (1500, 20), (7,))
 

@@ -23,7 +23,7 @@ from fourfold.compiler.models import tiny
 from fourfold.compiler.online import Online, Placer
 from fourfold.ir.plan import Plan
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.timing import timed
+from fourfold.passes.batch.timing.timing import timed
 
 LENGTHS = [40, 200, 30, 90, 60, 250, 20, 130, 10, 70, 240, 50]
 

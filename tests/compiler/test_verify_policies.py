@@ -20,7 +20,7 @@ from fourfold.ir.batch import BatchPlan, Move, Piece
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.sequence.method import Carried
 from fourfold.passes.batch import POLICIES, Policy
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.terms import Terms
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {"llama": planned.llama, "gpt": planned.gpt}
 MESHES = {

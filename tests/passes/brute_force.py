@@ -16,8 +16,8 @@ from fourfold.ir.graph import Block, Graph, Node, Tensor
 from fourfold.ir.ops import rule_for, rules
 from fourfold.ir.plan import Layout
 from fourfold.ir.rule import PARTIAL, WHOLE, State, divides
-from fourfold.passes.cutting import Prices
-from fourfold.passes.laid import size_of
+from fourfold.passes.cutting.cutting import Prices
+from fourfold.passes.price.laid import size_of
 
 Term = tuple[str, str, str]
 """What is paid: ("op", node, cut), or (collective, value, distinguishing text)."""

@@ -17,12 +17,12 @@ from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES
 from fourfold.passes.batch.auto import Policy, auto
-from fourfold.passes.batch.bounding import bound
-from fourfold.passes.batch.compare import compared
+from fourfold.passes.batch.showing.compare import compared
 from fourfold.passes.batch.static_cp import static_cp
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.timing.bounding import bound
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:8")
 LENGTHS = st.one_of(

@@ -13,13 +13,13 @@ from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES, SINGLE
 from fourfold.passes.batch.auto import _batch, auto, read
-from fourfold.passes.batch.auto_grid import Choice, Grid, option, widest
-from fourfold.passes.batch.auto_polish import polish
-from fourfold.passes.batch.bounding import bound
-from fourfold.passes.batch.hosting import widths
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.grid.grid import Choice, Grid, option, widest
+from fourfold.passes.batch.grid.polish import polish
+from fourfold.passes.batch.placing.hosting import widths
+from fourfold.passes.batch.timing.bounding import bound
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 LENGTHS = [64 + 37 * i % 900 for i in range(120)] + [20000, 9000, 6000, 5000]
 

@@ -15,7 +15,7 @@ from fourfold.ir.batch_rules import of_sequences
 from fourfold.ir.schedule import COMPUTE, Schedule, in_turn
 from fourfold.ir.schedule_checks import check
 from fourfold.ir.schedule_waits import Waits, waits
-from fourfold.passes.batch.orders import again, schedule_of
+from fourfold.passes.batch.timing.orders import again, schedule_of
 from fourfold.passes.schedule import scheduled
 from fourfold.passes.schedule.timing import in_flight
 

@@ -9,8 +9,8 @@ from fourfold.compiler.api import plan
 from fourfold.compiler.models.llama import Llama, LlamaConfig
 from fourfold.ir.plan import Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.batch.planned import LAUNCHED, LEFT, terms_of
-from fourfold.passes.batch.terms import Terms
+from fourfold.passes.batch.timing.planned import LAUNCHED, LEFT, terms_of
+from fourfold.passes.batch.timing.terms import Terms
 
 LAYERS = 6
 

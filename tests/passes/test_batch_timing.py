@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from fourfold.hardware import load
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import CHUNKED, Bounds, complaints
-from fourfold.passes.batch.bounding import bound
-from fourfold.passes.batch.clock import attention
-from fourfold.passes.batch.exchange import exchanged
-from fourfold.passes.batch.terms import SLOWED, Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.timing.bounding import bound
+from fourfold.passes.batch.timing.clock import attention
+from fourfold.passes.batch.timing.exchange import exchanged
+from fourfold.passes.batch.timing.terms import SLOWED, Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 
 @cache

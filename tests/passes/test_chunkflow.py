@@ -17,12 +17,12 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.batch_rules import Bounds, complaints, of_sequences
 from fourfold.ir.schedule_checks import check
-from fourfold.passes.batch.chains import Chain, in_step
 from fourfold.passes.batch.chunkflow import chunkflow
-from fourfold.passes.batch.orders import schedule_of
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.placing.chains import Chain, in_step
+from fourfold.passes.batch.timing.orders import schedule_of
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:8")
 

@@ -18,9 +18,9 @@ from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
 from fourfold.ir.rule import Rule
 from fourfold.ir.workload import Workload
-from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
-from fourfold.passes.cutting import Cutter, Prices, cut
+from fourfold.passes.cutting.cutting import Cutter, Prices, cut
+from fourfold.passes.price.costs import Costs
 
 SMALL = ("feed-forward", "branch", "branch, dropout, tied")
 DEGREES = (2, 4)

@@ -18,7 +18,7 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import RECOMPUTE, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.price import priced
+from fourfold.passes.price.price import priced
 
 SEQUENCES, LENGTH = 8, 8192
 

@@ -24,8 +24,8 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Layout, Plan, Precision, Sharing
 from fourfold.ir.workload import Workload
-from fourfold.passes.costs import Costs
 from fourfold.passes.cuts import CutTensors
+from fourfold.passes.price.costs import Costs
 
 METHODS = ("ring", "gather_kv", "token_ring", "rsa")
 LAYOUTS = ("contiguous", "zigzag", "striped")

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from fourfold.hardware import load
 from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch_rules import Bounds, complaints
-from fourfold.passes.batch.blaster import blasted
-from fourfold.passes.batch.bucketing import Bucket, bucketed
 from fourfold.passes.batch.flexsp import flexsp
-from fourfold.passes.batch.group_counts import NEAR, recounted
-from fourfold.passes.batch.grouping import Offer, dealt, grouped
-from fourfold.passes.batch.refusal import room
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.grouping.blaster import blasted
+from fourfold.passes.batch.grouping.bucketing import Bucket, bucketed
+from fourfold.passes.batch.grouping.group_counts import NEAR, recounted
+from fourfold.passes.batch.grouping.grouping import Offer, dealt, grouped
+from fourfold.passes.batch.timing.refusal import room
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:64")
 PLENTY = 10**9

@@ -20,7 +20,8 @@ from fourfold.ir.plan import Plan
 from fourfold.ir.report import difference
 from fourfold.ir.serial import to_json
 from fourfold.ir.workload import Workload
-from fourfold.passes.orders import links, neighbours, orders
+from fourfold.passes.price.pipelined import neighbours
+from fourfold.passes.search.orders import links, orders
 
 Pins = Mapping[str, str | int]
 PIPELINE: Pins = {"pp": 2, "dp": 8, "tp": 1, "sp": 1, "schedule": "1f1b", "micro_steps": 16}

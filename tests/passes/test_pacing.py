@@ -14,10 +14,10 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Move, Offload, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.pacing import exchanged, paced
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.placing.pacing import exchanged, paced
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:8")
 LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=24)

@@ -19,8 +19,8 @@ from fourfold.ir.graph import Graph
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Plan
 from fourfold.ir.workload import Workload
-from fourfold.passes.settings import keeping
-from fourfold.passes.settings import settings as every
+from fourfold.passes.search.settings import keeping
+from fourfold.passes.search.settings import settings as every
 
 SIXTEEN = Workload.fixed(length=64, sequences=16)
 

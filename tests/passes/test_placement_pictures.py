@@ -22,12 +22,12 @@ from fourfold.ir.gantt import text
 from fourfold.ir.plan import SIZES, Sharing
 from fourfold.ir.record import Sent
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.charting import COLOURS, charted
-from fourfold.passes.batch.explain import explained
-from fourfold.passes.batch.talk import sent, talk
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads, recorded
+from fourfold.passes.batch.showing.charting import COLOURS, charted
+from fourfold.passes.batch.showing.explain import explained
+from fourfold.passes.batch.showing.talk import sent, talk
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads, recorded
 
 Golden = Callable[..., None]
 HEADS = Heads(8, 2, 64, "bfloat16", causal=True)

@@ -18,12 +18,12 @@ from fourfold.hardware.machine import Chore, Overlap
 from fourfold.ir.mesh import Mesh
 from fourfold.ir.plan import Layout, Plan, Precision
 from fourfold.ir.workload import Workload
-from fourfold.passes.copies import Copies, copies_of
-from fourfold.passes.laid import Laid
-from fourfold.passes.pipelined import StageCost, ended, pipelined, timed_schedule
-from fourfold.passes.seconds import Times
-from fourfold.passes.steps import CallCost, step_time
-from fourfold.passes.work import Replay
+from fourfold.passes.price.copies import Copies, copies_of
+from fourfold.passes.price.laid import Laid
+from fourfold.passes.price.pipelined import StageCost, ended, pipelined, timed_schedule
+from fourfold.passes.price.seconds import Times
+from fourfold.passes.price.steps import CallCost, step_time
+from fourfold.passes.price.work import Replay
 
 WORK = Workload.fixed(length=8192, sequences=8)
 

@@ -19,7 +19,7 @@ from fourfold.ir.answer import Answer, Estimate, Refusal
 from fourfold.ir.graph import Graph
 from fourfold.ir.plan import Plan
 from fourfold.ir.workload import Workload
-from fourfold.passes.repairs import infeasible
+from fourfold.passes.search.repairs import infeasible
 
 WORK = Workload.fixed(length=8192, sequences=64)
 NONE = Estimate(0.0, (), {}, 0.0, 0.0, 0.0, 0, 1)

@@ -17,11 +17,11 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Move, Piece
 from fourfold.ir.batch_rules import Bounds, complaints
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.exchange import exchanged
-from fourfold.passes.batch.remap import nearest, remapped
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.placing.remap import nearest, remapped
+from fourfold.passes.batch.timing.exchange import exchanged
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:4")
 COSTS = 1, 9

@@ -25,8 +25,8 @@ from fourfold.ir.schedule import Schedule
 from fourfold.ir.states import deferrable, states_of
 from fourfold.ir.verify import complaints
 from fourfold.ir.workload import Workload
-from fourfold.passes.in_flight import in_flight, moments, owed
-from fourfold.passes.price import Priced, priced
+from fourfold.passes.price.in_flight import in_flight, moments, owed
+from fourfold.passes.price.price import Priced, priced
 from fourfold.passes.schedule import KINDS
 from fourfold.passes.schedule.timing import timed
 from fourfold.passes.schedule.zero_bubble import zero_bubble

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourfold.ir.plan import Sharing
-from fourfold.passes.tables import CHUNKS, Heads, recorded, table
+from fourfold.passes.sequence.tables import CHUNKS, Heads, recorded, table
 
 WAYS = (
     *(Sharing(method, layout) for method in ("ring", "gather_kv", "token_ring") for layout in ("zigzag", "striped")),

@@ -15,13 +15,13 @@ from fourfold.hardware.errors import InfeasibleError
 from fourfold.ir.batch import BatchPlan, Piece
 from fourfold.ir.batch_rules import Bounds
 from fourfold.passes.batch import POLICIES
-from fourfold.passes.batch.clock import attention, joined
-from fourfold.passes.batch.hierarchy import Starts, dealt, over_nodes, over_ranks
-from fourfold.passes.batch.terms import Layer, Terms
-from fourfold.passes.batch.timing import timed
-from fourfold.passes.batch.zones import Zones, crossing, useful, zones
-from fourfold.passes.routing import Routing, routing
-from fourfold.passes.tables import Heads
+from fourfold.passes.batch.placing.hierarchy import Starts, dealt, over_nodes, over_ranks
+from fourfold.passes.batch.placing.zones import Zones, crossing, useful, zones
+from fourfold.passes.batch.timing.clock import attention, joined
+from fourfold.passes.batch.timing.terms import Layer, Terms
+from fourfold.passes.batch.timing.timing import timed
+from fourfold.passes.sequence.routing import Routing, routing
+from fourfold.passes.sequence.tables import Heads
 
 MACHINE = load("dgx-h200:4")
 

@@ -101,7 +101,7 @@ def test_the_law_sees_a_planted_fault(module: str, text: str, rule: str) -> None
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("fourfold.passes.cuts", "from fourfold.ir.plan import Plan\nfrom fourfold.passes.price import price"),
+        ("fourfold.passes.cuts", "from fourfold.ir.plan import Plan\nfrom fourfold.passes.price.price import price"),
         ("fourfold.hardware.topology", "def links():\n    import networkx"),
         ("fourfold.backends.stage.engine", "import torch.distributed as dist"),
         ("fourfold", "from fourfold.compiler.compile import compile"),
@@ -138,33 +138,37 @@ def test_a_planted_cycle_is_found() -> None:
     assert len(cycles({module: ast.parse(text) for module, text in texts.items()})) == 1
 
 
-def room(module: str) -> str:
-    """What stands directly in a storey's folder and holds `module`: a folder, or the module itself."""
-    return ".".join(module.split(".")[:3])
+def room(module: str, parts: int) -> str:
+    """What stands directly in a folder of one part fewer, and holds `module`: a folder, or the module itself."""
+    return ".".join(module.split(".")[:parts])
 
 
-def circles(modules: Mapping[str, ast.Module]) -> list[list[str]]:
+def circles(modules: Mapping[str, ast.Module], parts: int) -> list[list[str]]:
     """Rooms that import each other both ways, through whichever of their modules."""
     graph = nx.DiGraph()
     for module, tree in modules.items():
-        graph.add_edges_from((room(module), room(target)) for target in _targets(tree, modules))
+        graph.add_edges_from((room(module, parts), room(target, parts)) for target in _targets(tree, modules))
     return [sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1]
 
 
-def test_folders_import_each_other_one_way_only(product: tuple[Any, ...]) -> None:
-    assert circles({source.module: source.tree for source in product}) == []
+@pytest.mark.parametrize("parts", [3, 4])
+def test_folders_import_each_other_one_way_only(product: tuple[Any, ...], parts: int) -> None:
+    assert circles({source.module: source.tree for source in product}, parts) == []
 
 
-def test_a_planted_circle_of_folders_is_found() -> None:
+@pytest.mark.parametrize(
+    ("below", "parts"), [("fourfold.backends", 3), ("fourfold.passes.batch", 4)], ids=["rooms", "rooms of a room"]
+)
+def test_a_planted_circle_of_folders_is_found(below: str, parts: int) -> None:
     texts = {
-        "fourfold.backends.stage.engine": "from fourfold.backends.step.clip import clip",
-        "fourfold.backends.stage.runner": "",
-        "fourfold.backends.step.clip": "",
-        "fourfold.backends.step.step": "def f():\n    from fourfold.backends.stage.runner import Runner",
+        f"{below}.stage.engine": f"from {below}.step.clip import clip",
+        f"{below}.stage.runner": "",
+        f"{below}.step.clip": "",
+        f"{below}.step.step": f"def f():\n    from {below}.stage.runner import Runner",
     }
     modules = {module: ast.parse(text) for module, text in texts.items()}
     assert cycles(modules) == []
-    assert circles(modules) == [["fourfold.backends.stage", "fourfold.backends.step"]]
+    assert circles(modules, parts) == [[f"{below}.stage", f"{below}.step"]]
 
 
 def test_only_declared_libraries_are_imported(product: tuple[Any, ...], root: Path) -> None:

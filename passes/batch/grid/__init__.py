@@ -1,0 +1,1 @@
+"""Micro-steps by ranks, searched."""

@@ -1,0 +1,1 @@
+"""FlexSP's steps: buckets, micro-batches, groups of ranks."""

@@ -1,0 +1,1 @@
+"""What is shown of a placement: bars, bytes of links, why, and policies side by side."""

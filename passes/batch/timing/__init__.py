@@ -1,0 +1,1 @@
+"""What a placed batch takes: the terms of a static plan, a clock, a bound."""

@@ -1,0 +1,1 @@
+"""The flow program that cuts ops over the tensor axis."""

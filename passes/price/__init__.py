@@ -1,0 +1,1 @@
+"""What a plan costs: graph, layout, machine and cost model, met."""

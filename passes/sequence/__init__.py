@@ -1,0 +1,1 @@
+"""What attention costs that ranks share: the methods of ir/sequence, recorded and priced."""
