@@ -2,15 +2,17 @@
 
 Causal, 32 heads of 128 on an H200, TFLOP/s forward/backward: cuDNN 522/353 at 2K tokens, 626/536 at 8K and 592/532
 at 32K, where FlashAttention-2 runs 262/211, 337/280 and 342/318; cuDNN's own packed form ran 375/406, hence documents
-go to the dense form: equal neighbours as one batch, a long one alone. cuDNN builds a plan per new shape, so a causal
-document that goes alone is padded to a bucket: at most a sixteenth is added, and an octave has at most sixteen
-buckets. Key/value heads may be fewer than query heads: the dense op takes the group natively, in both directions.
+go to the dense form: equal neighbours as one batch, a long one alone. cuDNN builds a plan per new shape, so with a
+causal document that goes alone go the tokens behind it, up to a bucket: at most a sixteenth, and an octave has at most
+sixteen buckets. Key/value heads may be fewer than query heads: the dense op takes the group natively, in both
+directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -163,10 +165,13 @@ def _span_forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, span: Span, softm
 def _span_backward(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], lse_HT: Tensor, span: Span, softmax: Softmax
 ) -> Gradients:
-    padding = _padding(span, softmax)
-    grad, q, k, v, out = (_batch(x, span, padding) for x in tensors)
-    # A padded row has q = grad = out = lse = 0: its weights are 1 or 0 and each of its contributions is 0.
-    lse_NHL1 = F.pad(dense_lse(lse_HT, span), (0, padding)).unsqueeze(-1)
+    padding, (grad_THD, *others) = _padding(span, softmax), tensors
+    q, k, v, out = (_batch(x, span, padding) for x in others)
+    grad = dense(grad_THD, span)
+    if padding:
+        grad = zeroed(grad_THD, span.start, span.length, span.length + padding)[None].transpose(1, 2)
+    # Rows behind the document have no gradient and an infinite lse: their weights and all they give are 0.
+    lse_NHL1 = F.pad(dense_lse(lse_HT, span), (0, padding), value=inf).unsqueeze(-1)
     state = torch.zeros((), dtype=torch.int64, device=q.device)
     length = span.length + padding
     dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
@@ -201,9 +206,21 @@ def _padding(span: Span, softmax: Softmax) -> int:
 
 
 def _batch(x_THD: Tensor, span: Span, padding: int) -> Tensor:
-    """[N, H, L + padding, D], token-major; a view where nothing is added."""
-    batch = dense(x_THD, span)
-    return F.pad(batch.transpose(1, 2), (0, 0, 0, 0, 0, padding)).transpose(1, 2) if padding else batch
+    """[N, H, L + padding, D], token-major: what stands behind the span's tokens is of other documents, or zeros."""
+    if not padding:
+        return dense(x_THD, span)
+    return ahead(x_THD, span.start, span.length, span.length + padding)[None].transpose(1, 2)
+
+
+def ahead(x_TD: Tensor, start: int, count: int, rows: int) -> Tensor:
+    """`rows` rows, of which the first `count` are wanted: a view, unless there are not so many."""
+    return x_TD[start : start + rows] if start + rows <= len(x_TD) else zeroed(x_TD, start, count, rows)
+
+
+def zeroed(x_TD: Tensor, start: int, count: int, rows: int) -> Tensor:
+    """`rows` rows: `count` of them, and zeros."""
+    found = x_TD[start : start + count]
+    return F.pad(found, (*(0, 0) * (x_TD.dim() - 1), 0, rows - count)) if rows > count else found
 
 
 def _pieces(documents: Documents) -> tuple[Span | Stretch, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fourfold.backends.kernels import block_dense, block_packed
 from fourfold.backends.kernels.attention_aten import FLASH_HEAD_DIM
 from fourfold.backends.kernels.attention_cudnn import CUDNN_HEAD_DIM, WORTH_LENGTH, step
-from fourfold.backends.kernels.block_packed import neighbours, taken
+from fourfold.backends.kernels.block_packed import neighbours
 from fourfold.backends.kernels.block_reference import REFERENCE_BLOCK, empty, mix
 from fourfold.backends.kernels.block_tiles import WIDEST
 from fourfold.ir.sequence.method import Block, Sums
@@ -68,8 +68,7 @@ class LibraryBlock:
                 continue
             spans = [(one.q_at, one.q_count) for one in call.seen]
             if call.how == "dense":
-                one = call.seen[0]
-                out, lse = self.dense_forward(_operands(q_THD, kv_2NGD, one), causal=one.square, scale=scale)
+                out, lse = self.dense_forward(q_THD, kv_2NGD, call.seen[0], scale=scale)
             else:
                 out, lse = block_packed.forward(q_THD, kv_2NGD, call.seen.rectangles, scale)
             for start, count, at in neighbours(spans):
@@ -97,12 +96,7 @@ class LibraryBlock:
                 self.rest.backward(into, grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen, scale)
                 continue
             if call.how == "dense":
-                one = call.seen[0]
-                rows = [(one.q_at, one.q_count)]
-                grad, kept = taken(grad_THD, rows), taken(out, rows)
-                found = self.dense_backward(
-                    grad, _operands(q_THD, kv_2NGD, one), kept, _columns(lse_HT, one), causal=one.square, scale=scale
-                )
+                found = self.dense_backward(grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen[0], scale=scale)
             else:
                 found = block_packed.backward(grad_THD, q_THD, kv_2NGD, out, lse_HT, call.seen.rectangles, scale)
             _add(into, found, call.seen)
@@ -142,15 +136,6 @@ def _library(ours: bool) -> Block:
 
     rest, divide = (_ours(), _ours_and_dense) if ours else (REFERENCE_BLOCK, _packed_and_dense)
     return LibraryBlock(divide, block_dense.cudnn_forward, block_dense.cudnn_backward, rest, block_triton_merge.mix)
-
-
-def _operands(q_THD: Tensor, kv_2NGD: Tensor, one: Rectangle) -> tuple[Tensor, Tensor, Tensor]:
-    k, v = kv_2NGD.narrow(1, one.k_at, one.k_count)
-    return q_THD.narrow(0, one.q_at, one.q_count), k, v
-
-
-def _columns(lse_HT: Tensor, one: Rectangle) -> Tensor:
-    return lse_HT.narrow(1, one.q_at, one.q_count)
 
 
 def _add(into: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor, Tensor], seen: Seen) -> None:

@@ -284,8 +284,8 @@ class Engine:
             "parameters": tuple(parameters),
         }
         if self.user_loss is not None:
-            return chunked_loss(x_1TD[0], weight_VD, targets_T, weights_T, self.user_loss, **how)[0]
-        return linear_cross_entropy(x_1TD[0], weight_VD, targets_T, weights_T, **how)
+            return chunked_loss(x_1TD.squeeze(0), weight_VD, targets_T, weights_T, self.user_loss, **how)[0]
+        return linear_cross_entropy(x_1TD.squeeze(0), weight_VD, targets_T, weights_T, **how)
 
     def _reduce(self, tensor: Tensor, how: str) -> None:
         kind = dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM

@@ -136,7 +136,8 @@ class Runner:
     def _mix(self, step: Mixer, inputs: tuple[Tensor, ...], documents: Held, kept: Kept | None = None) -> Tensor:
         if step.node.op == "loss":
             return self.loss(step, inputs)
-        q_THE, k_TGE, v_TGE = (x[0].transpose(0, 1) for x in inputs)
+        # A view whose backward is a view: that of x[0] fills zeros and copies, heads before tokens.
+        q_THE, k_TGE, v_TGE = (x.squeeze(0).transpose(0, 1) for x in inputs)
         if step.cut == "h":
             k_TGE, v_TGE = (self._own_heads(x, q_THE.shape[1]) for x in (k_TGE, v_TGE))
         options: dict[str, Any] = dict(step.node.kwargs)

@@ -192,3 +192,19 @@ def test_the_gradient_of_a_sum_reaches_the_kernel_as_a_real_tensor(kernel: str) 
     grad = torch.ones((), dtype=torch.float64).expand_as(out)
     found = BACKWARD(grad, q, k, v, out, lse, documents.offsets, list(lengths), 0.3, True, None, kernel)
     torch.testing.assert_close(tuple(found), REFERENCE.backward(grad, q, k, v, out, lse, documents, softmax))
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("kernel", ("aten_cudnn", "mixed"))
+def test_what_stands_behind_a_document_does_not_reach_it(kernel: str) -> None:
+    """It goes to the kernel with it, up to a bucket; its scores are so large that their exponentials are no number."""
+    lengths, softmax = (21, 19, 40), Softmax(1.0, True, None)
+    q, k, v, grad = torch.randn(4, 80, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    q[21:], k[21:], grad[21:] = 1e3 * q[21:], 1e3 * k[21:], 1e6
+    results = []
+    for documents, rows in ((Documents.of(lengths, "cpu"), slice(0, 80)), (Documents.of((21,), "cpu"), slice(0, 21))):
+        tensors = [x[rows] for x in (q, k, v)]
+        out, lse = named(kernel).forward(*tensors, documents, softmax)
+        gradients = named(kernel).backward(grad[rows], *tensors, out.double(), lse.double(), documents, softmax)
+        results.append([x[:21] for x in (out, *gradients)])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
