@@ -46,7 +46,8 @@ STEP = 2048
 def main() -> int:
     """Plan each case and say what was placed."""
     arguments = parsed()
-    machine = load(f"{'cpu-gloo' if arguments.toy else 'h200'}-{arguments.gpus}")
+    name = f"{'cpu-gloo' if arguments.toy else 'h200'}-{max(2, arguments.gpus)}"
+    machine = load(f"{name}@1" if arguments.gpus == 1 else name)
     precision = Precision.fp32 if arguments.toy else Precision.bf16
     for case in (TOY if arguments.toy else CASES).values():
         if case.name not in (arguments.cases or (case.name,)) or case.ranks not in (0, machine.ranks):
@@ -70,7 +71,8 @@ def filled(case: Case, machine: Machine, precision: Precision, *, zero: int, fix
     """The case with as many tokens a rank as its devices have room for, in steps of STEP, and its plan; or as it is."""
     with torch.device("meta"):
         graph = capture(Llama(case.config), getattr(torch, precision.compute))
-    found, capacity = planned(graph, case, machine, precision, zero=zero), case.capacity
+    capacity = case.capacity if fixed else case.capacity // 2
+    found = planned(graph, case.sized(capacity), machine, precision, zero=zero)
     while not fixed:
         capacity += STEP
         try:
@@ -128,7 +130,7 @@ def told(one: Compared, first: str) -> None:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", type=int, choices=(2, 4), default=2)
+    parser.add_argument("--gpus", type=int, choices=(1, 2, 4), default=2)
     parser.add_argument("--zero", type=int, choices=(0, 1, 3), default=1)
     parser.add_argument("--fixed", action="store_true", help="capacities as the cases say, as was measured so far")
     parser.add_argument("--toy", action="store_true", help="small batches for CPU processes")

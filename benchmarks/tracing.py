@@ -14,6 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 
 Interval = tuple[float, float]
 
+KINDS: Mapping[str, Sequence[str]] = {
+    "communication": ("nccl",),
+    "attention": ("cudnn", "fmha", "flash", "key_kernel", "query_kernel", "forward_kernel", "delta_kernel"),
+    "products": ("nvjet", "gemm", "cutlass"),
+    "optimizer": ("multi_tensor_apply",),
+    "copies": ("memcpy", "memset", "copy_kernel", "fillfunctor", "catarray", "chunk_cat", "split_with_sizes"),
+}
+"""What a kernel is for, by words of its name; the first that fits."""
+
 
 def traced(step: Callable[[], object], device: torch.device, *, warm: bool = False) -> dict[str, Any]:
     """The summary of one call of `step`, run once before unless it is `warm`. Seconds; no kernels without a GPU."""
@@ -36,7 +45,8 @@ def traced(step: Callable[[], object], device: torch.device, *, warm: bool = Fal
 def summary(kernels: Sequence[Mapping[str, Any]], top: int = 25) -> dict[str, Any]:
     """Seconds of the whole, of computation, of communication, of communication alone, of nothing; the longest kernels.
 
-    exposed: while communication runs and no computation does; exposed_share: of the whole.
+    exposed: while communication runs and no computation does; exposed_share: of the whole; kinds: seconds of kernels by
+    what they are for.
 
     kernels: events of a chrome trace, `ts` and `dur` in microseconds.
     """
@@ -58,8 +68,19 @@ def summary(kernels: Sequence[Mapping[str, Any]], top: int = 25) -> dict[str, An
         "exposed": length(both) - length(work),
         "idle": whole - length(both),
         "exposed_share": (length(both) - length(work)) / whole,
+        "kinds": by_kind(sums),
         "kernels": [{"name": name[:160], "calls": len(v), "seconds": sum(v)} for name, v in longest],
     }
+
+
+def by_kind(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Seconds of kernels of each kind, by their names; what none of KINDS names is elementwise."""
+    found: dict[str, float] = defaultdict(float)
+    for name, seconds in sums.items():
+        low = name.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in low for word in words)), "elementwise")
+        found[kind] += sum(seconds)
+    return dict(found)
 
 
 def union(spans: Iterable[Interval]) -> list[Interval]:

@@ -39,7 +39,7 @@ from fourfold.ir.batch import BatchPlan
 from fourfold.ir.plan import Plan
 from fourfold.ir.schedule import Schedule
 
-SEEN = ("seconds", "computation", "communication", "exposed", "idle", "exposed_share")
+SEEN = ("seconds", "computation", "communication", "exposed", "idle", "exposed_share", "kinds")
 STEPS = 2
 """Timed steps of a variant, at least."""
 ENOUGH, MOST = 4.0, 9

@@ -32,6 +32,7 @@ from fourfold.backends.kernels.documents import (
     packed_lse,
     spans,
 )
+from fourfold.costmodel.kernel import FINEST, bucket_step, bucketed
 
 # cuDNN before 9.22 runs, in both directions, heads up to this size, in steps of 8.
 CUDNN_HEAD_DIM = 128
@@ -40,9 +41,8 @@ CUDNN_HEAD_DIM = 128
 WORTH_LENGTH = 512
 WORTH_TOKENS = 4096
 WORTH_ALONE = 4096
-# Buckets an octave of lengths has, and the finest step between two of them, in tokens.
+# Lengths an octave has that documents which go alone are padded to.
 BUCKETS = 16
-FINEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class Stretch:
 
 def bucket(length: int) -> int:
     """The padded length of a document of `length` tokens: the next whole step."""
-    return -(-length // step(length)) * step(length)
+    return bucketed(length, BUCKETS, FINEST)
 
 
 def step(length: int) -> int:
     """Tokens between two buckets: a sixteenth of the octave of a length."""
-    return max(FINEST, (1 << (length.bit_length() - 1)) // BUCKETS)
+    return bucket_step(length, BUCKETS, FINEST)
 
 
 def worth(span: Span) -> bool:

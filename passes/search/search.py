@@ -75,7 +75,8 @@ class Search:
         if self.exact and small(plan, self.costs.machine.ranks):
             faster = Exhaust(self.costs, self.passes)(plan, ranked[0] if ranked else None)
             ranked = [faster, *ranked] if faster else ranked
-            lacking.pop(ranked[0].plan.mesh if ranked else plan.mesh, None)
+            if ranked:
+                lacking.pop(ranked[0].plan.mesh, None)
         refused = tuple(refusal(mesh, short, ranked) for mesh, short in lacking.items())
         if not ranked:
             return None, refused

@@ -24,7 +24,6 @@ from fourfold.passes.batch.timing.terms import Layer, Terms
 from fourfold.passes.batch.timing.timing import timed
 from fourfold.passes.sequence.tables import Heads
 
-MACHINE = load("dgx-h200:8")
 LENGTHS = st.one_of(
     st.lists(st.integers(1, 300), min_size=1, max_size=40),
     st.lists(st.sampled_from((1, 2, 7, 128, 1000, 5000)), min_size=1, max_size=12),
@@ -34,11 +33,12 @@ LENGTHS = st.one_of(
 
 @cache
 def terms(ranks: int, capacity: int, zero: int) -> Terms:
-    """A small model on a pool of eight-rank nodes."""
+    """A small model on a pool of eight-rank nodes, of as many ranks as there are where nodes make that up."""
+    machine = load(f"dgx-h200@{ranks}" if ranks <= 8 else f"dgx-h200:{-(-ranks // 8)}")
     layer = Layer(Heads(8, 2, 64, "bfloat16", causal=True), 4, 1.0)
     bounds = Bounds(ranks, capacity, zero, 8, state=0.1, spare=0.5)
     host = {"forward": 0.3, "kept": 1e4, "host": 5e10}
-    return Terms(MACHINE, bounds, 1, 8, 1e-3, 1e-6, 1e-2, (layer,), "float32", **host)
+    return Terms(machine, bounds, 1, min(ranks, 8), 1e-3, 1e-6, 1e-2, (layer,), "float32", **host)
 
 
 QUICK = {**POLICIES, "auto": partial(auto, starts=(static_cp,), gap=1.0)}

@@ -54,6 +54,12 @@ def test_a_model_too_large_for_one_device() -> None:
     assert offers(lines).keys() == {"dgx-h200:2 (16 ranks)"}
 
 
+def test_a_graph_small_enough_to_look_at_every_plan_of_it() -> None:
+    lines = refused("dgx-h200@1", layers=2, recompute="none", micro_steps=1)
+    assert re.fullmatch(r"  one rank  [\d.]+ GiB short at best \(1 micro-step, nothing recomputed\)", lines[1]), lines
+    assert offers(lines)
+
+
 @pytest.mark.parametrize(
     ("spec", "pins"),
     (

@@ -95,9 +95,11 @@ def _with_room(length: int, terms: Terms) -> Iterable[Way]:
     Of chunks those beyond the room that its keys leave run forward twice; the first, which see least. Their waits are
     not filled.
     """
-    capacity, state = terms.bounds.capacity, terms.bounds.state
+    capacity, state, most = terms.bounds.capacity, terms.bounds.state, terms.bounds.ranks
     fewest, keys = -(-length // capacity), int(state * length / capacity) + 1
-    for n in sorted({fewest, *(n for n in (fewest - 1, keys) if n), *degrees(length, terms)}):
+    for n in sorted({fewest, min(fewest - 1, most), keys, *degrees(length, terms)}):
+        if not 0 < n <= most:
+            continue
         if n >= fewest:
             yield _whole(length, n, terms)
         elif n >= keys:
