@@ -41,6 +41,8 @@ CUDNN_HEAD_DIM = 128
 WORTH_LENGTH = 512
 WORTH_TOKENS = 4096
 WORTH_ALONE = 4096
+# The first capability on which cuDNN's kernel is the fastest.
+HOPPER = (9, 0)
 # Lengths an octave has that documents which go alone are padded to.
 BUCKETS = 16
 
@@ -54,6 +56,11 @@ class Stretch:
     start: int
     end: int
     longest: int
+
+
+def long_apart(device: torch.device) -> bool:
+    """Whether documents of WORTH_ALONE tokens and more go to cuDNN there, in buckets, and shorter ones elsewhere."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= HOPPER
 
 
 def bucket(length: int) -> int:
@@ -273,7 +280,7 @@ def _claims_beside_short(case: Case) -> bool:
 def _suits(case: Case) -> bool:
     """On Hopper and later, if every span is worth it, or all documents are one batch of full kernels."""
     found = tuple(spans(case.lengths))
-    if case.capability < (9, 0) or not found:
+    if case.capability < HOPPER or not found:
         return False
     one_batch = len(found) == 1 and found[0].length >= WORTH_LENGTH
     return one_batch or (case.softmax.causal and all(map(worth, found)))
@@ -281,7 +288,7 @@ def _suits(case: Case) -> bool:
 
 def _mixed_suits(case: Case) -> bool:
     """On Hopper and later, causal, if a span is worth it."""
-    return case.capability >= (9, 0) and case.softmax.causal
+    return case.capability >= HOPPER and case.softmax.causal
 
 
 CUDNN = Kernel("aten_cudnn", claims=_claims, suits=_suits, forward=cudnn_forward, backward=cudnn_backward)
