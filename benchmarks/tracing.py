@@ -16,10 +16,15 @@ Interval = tuple[float, float]
 
 KINDS: Mapping[str, Sequence[str]] = {
     "communication": ("nccl",),
-    "attention": ("cudnn", "fmha", "flash", "key_kernel", "query_kernel", "forward_kernel", "delta_kernel"),
+    "attention": (
+        "cudnn",
+        "fmha",
+        "flash",
+        *(f"{name}_kernel" for name in ("key", "query", "forward", "delta", "merge")),
+    ),
     "products": ("nvjet", "gemm", "cutlass"),
-    "optimizer": ("multi_tensor_apply",),
-    "copies": ("memcpy", "memset", "copy_kernel", "fillfunctor", "catarray", "chunk_cat", "split_with_sizes"),
+    "optimizer": ("fusedoptimizer",),
+    "copies": ("memcpy", "memset", "copy", "fillfunctor", "catarray", "chunk_cat", "split_with_sizes", "pack_kernel"),
 }
 """What a kernel is for, by words of its name; the first that fits."""
 

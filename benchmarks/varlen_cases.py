@@ -1,4 +1,4 @@
-"""Batches of uneven lengths: drawn from the shipped distributions, of a size that two to four GPUs train in seconds."""
+"""Batches of uneven lengths: drawn from the shipped distributions, of a size that one to four GPUs train in seconds."""
 
 from __future__ import annotations
 

@@ -82,48 +82,19 @@ def attention_flops(heads: int, head_dim: int, pairs: float) -> float:
     return 4.0 * heads * head_dim * pairs
 
 
-FINEST = 64
-"""The finest step, in tokens, between two lengths that documents are padded to."""
-
-
-def bucketed(length: int, buckets: int, finest: int = FINEST) -> int:
-    """The length that a document of `length` tokens is padded to, where an octave has so many; itself where 0."""
-    step = bucket_step(length, buckets, finest) if buckets else 1
-    return -(-length // step) * step
-
-
-def bucket_step(length: int, buckets: int, finest: int = FINEST) -> int:
-    """Tokens between two such lengths."""
-    return max(finest, (1 << (length.bit_length() - 1)) // buckets)
-
-
-def attention_fit(device: Device, side: float | None, *, backward: bool) -> AttentionFit:
-    """The kernel that takes documents of unlike lengths, this one of `side` tokens; None where all are alike."""
-    fit = device.attention_backward if backward else device.attention_forward
-    return fit.packed if side is not None and side < fit.below and fit.packed is not None else fit
-
-
 def attention_time(
-    flops: float,
-    length: float,
-    *,
-    backward: bool,
-    dtype: str,
-    device: Device,
-    head_dim: int | None = None,
-    side: float | None = None,
+    flops: float, length: float, *, backward: bool, dtype: str, device: Device, head_dim: int | None = None
 ) -> float:
     """Seconds of one attention kernel whose FORWARD work is `flops`, over sequences of `length` tokens.
 
     t = t0 + F / (e(s, d) P) with e(s, d) = ceiling x s / (s + half_length) x d / (d + half_width): short sequences and
     small heads fill the device badly. Backward does 2.5 times the forward work at its own efficiency. For a packed
-    call, `length` is the token-weighted mean document; `side` is that of `attention_fit`. Raises InfeasibleError as
-    `matmul_time` does.
+    call, `length` is the token-weighted mean document. Raises InfeasibleError as `matmul_time` does.
     """
     assert flops >= 0 and length >= 0, (flops, length)
     if flops == 0:
         return 0.0
-    fit = attention_fit(device, side, backward=backward)
+    fit = device.attention_backward if backward else device.attention_forward
     work = flops * ATTENTION_BACKWARD if backward else flops
     return fit.overhead + work / (attention_efficiency(length, fit, head_dim) * peak_rate(dtype, device))
 

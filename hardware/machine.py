@@ -26,19 +26,12 @@ class KernelFit:
 
 @dataclass(frozen=True, slots=True)
 class AttentionFit:
-    """Share of the matmul peak at length s and head size d: ceiling s / (s + half_length) d / (d + half_width).
-
-    Of documents of unlike lengths, those of fewer than `below` tokens go to another kernel, whose fit is `packed`; the
-    others are padded to one of so many `buckets` an octave, to any length where 0.
-    """
+    """Share of the matmul peak at length s and head size d: ceiling s / (s + half_length) d / (d + half_width)."""
 
     ceiling: float
     half_length: float
     overhead: float
     half_width: float = 0.0
-    buckets: int = 0
-    below: float = 0.0
-    packed: AttentionFit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,8 +164,6 @@ attention.*.causal    flag              half of the work counted
 attention.*.ceiling   number required priced   best rate over matmul peak
 attention.*.half_length  number required priced  sequence length at half of it
 attention.*.half_width   number priced  head size at half of it
-attention.*.below     number priced     for shorter documents, of unlike lengths
-attention.*.buckets   whole priced      lengths an octave that others are padded to
 attention.*.overhead  time required priced     fixed time
 chore.*.name          text required     gather, reduce, update, local, move or read
 chore.*.overhead      time required priced     host time each, where no kernel runs meanwhile

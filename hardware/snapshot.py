@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
@@ -45,18 +45,12 @@ def _typed(annotation: object, value: object) -> object:
         return {str(key): _typed(arguments[1], one) for key, one in _mapping(value).items()}
     if isinstance(annotation, type) and is_dataclass(annotation):
         hints, found = get_type_hints(annotation), _mapping(value)
-        # A field that came later has a default, and is not in what was written before.
-        wanted = [field.name for field in fields(annotation) if field.name in found or not _defaults(field)]
-        return annotation(**{name: _typed(hints[name], found[name]) for name in wanted})
+        return annotation(**{field.name: _typed(hints[field.name], found[field.name]) for field in fields(annotation)})
     if annotation is float and isinstance(value, int | float):
         return float(value)
     if isinstance(annotation, type) and isinstance(value, annotation):
         return value
     raise TypeError(f"{value!r} is not {annotation}")
-
-
-def _defaults(field: Field[object]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def _tuple(arguments: tuple[object, ...], value: object) -> tuple[object, ...]:

@@ -61,12 +61,6 @@ class Ask:
         return CPU_ATTENTIONS if self.quick else (*CPU_ATTENTIONS, *CPU_MORE_ATTENTIONS)
 
     @property
-    def packed(self) -> tuple[tuple[int, int, int], ...]:
-        """(mean length, heads, head size) of attention calls over documents of unlike lengths; none on a CPU, whose
-        kernel is the same."""
-        return tuple((length, 32, 128) for length in ((512, 2048) if self.quick else (256, 512, 1024, 2048, 3072)))
-
-    @property
     def messages(self) -> tuple[int, ...]:
         """Bytes of the collectives that are timed, as the cost model counts them."""
         if self.on_gpu:

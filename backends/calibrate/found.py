@@ -27,10 +27,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The fits, each with how well it tells its points. There are no `chores` where the device runs on meanwhile.
-
-    packed: attention of short documents of unlike lengths, forward and backward; none where their kernel is the same.
-    """
+    """The fits, each with how well it tells its points. There are no `chores` where the device runs on meanwhile."""
 
     rates: Rates
     products: Mapping[str, tuple[KernelFit, Quality]]
@@ -40,7 +37,6 @@ class Found:
     norm_backward: tuple[Stream, Quality]
     attention: tuple[AttentionFit, Quality]
     attention_backward: tuple[AttentionFit, Quality]
-    packed: tuple[tuple[AttentionFit, Quality], ...]
     launch: float
     anchors: tuple[Anchors, ...]
     overlap: Overlap
@@ -65,9 +61,9 @@ def found(
     streams = _merged([k.streams for k in kernels], merge)
     known = rates or _measured(products, streams, kernels)
     first = next(iter(products))
-    names = ("attention", "attention_backward", "packed", "packed_backward")
-    mixed = [_merged_attention([getattr(k, name) for k in kernels], merge) for name in names]
-    short = (mixed[2], fit.scaled(mixed[3], ATTENTION_BACKWARD)) if mixed[2] else ()
+    mixed = [
+        _merged_attention([getattr(k, name) for k in kernels], merge) for name in ("attention", "attention_backward")
+    ]
     return Found(
         rates=known,
         products={dtype: _product(points, known, dtype) for dtype, points in products.items()},
@@ -77,7 +73,6 @@ def found(
         norm_backward=_stream(_merged([k.norms_backward for k in kernels], merge)),
         attention=_attention(mixed[0], known.peak[first]),
         attention_backward=_attention(fit.scaled(mixed[1], ATTENTION_BACKWARD), known.peak[first]),
-        packed=tuple(_attention(points, known.peak[first]) for points in short),
         launch=merge([k.launch for k in kernels]),
         anchors=_anchors([t.anchors for t in traffic], merge, 1.0)
         if share is None

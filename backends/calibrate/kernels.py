@@ -16,7 +16,6 @@ from fourfold.backends.calibrate.ask import Ask
 from fourfold.backends.calibrate.clock import Clock
 from fourfold.backends.calibrate.fit import AttentionPoint, Point
 from fourfold.backends.kernels.attention import attend
-from fourfold.backends.kernels.attention_cudnn import long_apart
 from fourfold.backends.kernels.documents import Documents
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -27,14 +26,11 @@ MOST = 256
 ROW = 256
 """Elements of the last dimension of elementwise operands."""
 LAUNCHES, ROUNDS = 200, 15
-PACKED = 16384
-"""Tokens of a call over documents of unlike lengths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The timings of one rank. `packed`: attention over short documents of unlike lengths, where another kernel takes
-    them; `rates`: FLOP/s of a product in other dtypes; `launch`: seconds of a tiny eager op.
+    """The timings of one rank. `rates`: FLOP/s of a product in other dtypes; `launch`: seconds of a tiny eager op.
 
     On a GPU that is the host's time for it, on a CPU what it takes beyond its kernel.
     """
@@ -46,8 +42,6 @@ class Kernels:
     norms_backward: tuple[Point, ...]
     attention: tuple[AttentionPoint, ...]
     attention_backward: tuple[AttentionPoint, ...]
-    packed: tuple[AttentionPoint, ...]
-    packed_backward: tuple[AttentionPoint, ...]
     rates: dict[str, float]
     launch: float
 
@@ -59,13 +53,7 @@ def kernels(ask: Ask, rank: int) -> Kernels:
     clock = ask.clock(device)
     streams = [_stream(clock, size) for size in ask.streams]
     norms = [_norm(clock, size) for size in ask.streams]
-    mixed = [
-        _attention(clock, ask.dtypes[0], (length,) * documents, *heads) for documents, length, *heads in ask.attentions
-    ]
-    short = [
-        _attention(clock, ask.dtypes[0], _unlike(length), *heads)
-        for length, *heads in (ask.packed if ask.on_gpu and long_apart(device) else ())
-    ]
+    mixed = [_attention(clock, ask.dtypes[0], *shape) for shape in ask.attentions]
     return Kernels(
         products={dtype: tuple(_products(clock, ask, dtype)) for dtype in ask.dtypes},
         streams=tuple(streams),
@@ -74,8 +62,6 @@ def kernels(ask: Ask, rank: int) -> Kernels:
         norms_backward=tuple(backward for _, backward in norms),
         attention=tuple(forward for forward, _ in mixed),
         attention_backward=tuple(backward for _, backward in mixed),
-        packed=tuple(forward for forward, _ in short),
-        packed_backward=tuple(backward for _, backward in short),
         rates={} if ask.on_gpu else {dtype: _rate(clock, dtype) for dtype in ("fp64", "bf16")},
         launch=_launch(device) if ask.on_gpu else _node(clock, streams[0].seconds),
     )
@@ -157,23 +143,18 @@ def _chain(clock: Clock, size: int, ops: Sequence[Callable[[Tensor], Tensor]]) -
     return ahead / len(ops), back / len(ops)
 
 
-def _unlike(length: int) -> tuple[int, ...]:
-    """Lengths of documents of this mean, no two neighbours alike."""
-    return (length - length // 8, length + length // 8) * max(1, PACKED // (2 * length))
-
-
 def _attention(
-    clock: Clock, dtype: str, lengths: tuple[int, ...], heads: int, width: int
+    clock: Clock, dtype: str, documents: int, length: int, heads: int, width: int
 ) -> tuple[AttentionPoint, AttentionPoint]:
-    """Causal attention over documents by the kernel that runs would choose, forward and backward.
+    """Causal attention over equal documents by the kernel that runs would choose, forward and backward.
 
     FLOPs are those of the forward for both. Four query heads share a key/value head, where there are that many.
     """
-    tokens, kind, length = sum(lengths), DTYPES[dtype], sum(lengths) // len(lengths)
+    tokens, kind = documents * length, DTYPES[dtype]
     shapes = ((tokens, heads, width), *((tokens, max(1, heads // 4), width),) * 2)
     q, k, v = (_random(clock, shape, kind).requires_grad_() for shape in shapes)
-    packed = Documents.of(lengths, clock.device)
-    flops = 4.0 * heads * width * sum(n * (n + 1) / 2 for n in lengths)
+    packed = Documents.of((length,) * documents, clock.device)
+    flops = 4.0 * heads * width * documents * length * (length + 1) / 2
 
     def forward() -> Tensor:
         return attend(q, k, v, packed, scale=width**-0.5, causal=True)

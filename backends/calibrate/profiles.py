@@ -9,7 +9,6 @@ from datetime import date
 
 from fourfold.backends.calibrate.fit import Quality, Stream
 from fourfold.backends.calibrate.found import Found, bus_bandwidth
-from fourfold.backends.kernels.attention_cudnn import BUCKETS, WORTH_ALONE
 from fourfold.hardware.machine import Anchors, AttentionFit, Chore, KernelFit
 from fourfold.hardware.schema import VERSION
 from fourfold.hardware.units import short
@@ -154,21 +153,15 @@ def _rows(found: Found) -> Iterator[tuple[str, Rows]]:
         yield "stream", {"kind": kind, **_stream(stream, bandwidth), **_quality(quality)}
     for direction, (stream, quality) in (("forward", found.norm), ("backward", found.norm_backward)):
         yield "norm", {"kind": "rms_norm", "pass": direction, **_stream(stream, bandwidth), **_quality(quality)}
-    yield from (("attention", rows) for rows in _attentions(found))
+    for direction, (mixed, quality) in (("forward", found.attention), ("backward", found.attention_backward)):
+        yield (
+            "attention",
+            {"kernel": "chosen", "pass": direction, "causal": True, **_attention(mixed), **_quality(quality)},
+        )
     for anchors in found.anchors:
         yield "collective", _collective(anchors)
     for name, chore in found.chores.items():
         yield "chore", {"name": name, **_chore(chore)}
-
-
-def _attentions(found: Found) -> Iterator[Rows]:
-    """Both passes, and both again for short documents of unlike lengths where those go to another kernel."""
-    apart: Rows = {"buckets": BUCKETS} if found.packed else {}
-    parts = ((apart, (found.attention, found.attention_backward)), ({"below": WORTH_ALONE}, found.packed))
-    for rows, fits in parts:
-        for direction, (mixed, quality) in zip(("forward", "backward"), fits, strict=False):
-            told: Rows = {"kernel": "chosen", "pass": direction, "causal": True}
-            yield {**told, **_attention(mixed), **rows, **_quality(quality)}
 
 
 def _product(fit: KernelFit) -> Rows:

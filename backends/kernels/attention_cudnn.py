@@ -32,19 +32,18 @@ from fourfold.backends.kernels.documents import (
     packed_lse,
     spans,
 )
-from fourfold.costmodel.kernel import FINEST, bucket_step, bucketed
 
 # cuDNN before 9.22 runs, in both directions, heads up to this size, in steps of 8.
 CUDNN_HEAD_DIM = 128
 # Equal neighbours go as one batch: below this many tokens a document does not fill the kernel, and below this many a
-# call does not hide its launch. One alone is no faster there than in the packed call of our own kernel below so many.
+# call does not hide its launch. One alone of fewer than so many gains too little: with those of 1K tokens and more
+# there, attention's kernels took a tenth less, but steps of 48K tokens a micro-step 0.2 %, and there is more to launch.
 WORTH_LENGTH = 512
 WORTH_TOKENS = 4096
 WORTH_ALONE = 4096
-# The first capability on which cuDNN's kernel is the fastest.
-HOPPER = (9, 0)
-# Lengths an octave has that documents which go alone are padded to.
+# Buckets an octave of lengths has, and the finest step between two of them, in tokens.
 BUCKETS = 16
+FINEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +57,14 @@ class Stretch:
     longest: int
 
 
-def long_apart(device: torch.device) -> bool:
-    """Whether documents of WORTH_ALONE tokens and more go to cuDNN there, in buckets, and shorter ones elsewhere."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= HOPPER
-
-
 def bucket(length: int) -> int:
     """The padded length of a document of `length` tokens: the next whole step."""
-    return bucketed(length, BUCKETS, FINEST)
+    return -(-length // step(length)) * step(length)
 
 
 def step(length: int) -> int:
     """Tokens between two buckets: a sixteenth of the octave of a length."""
-    return bucket_step(length, BUCKETS, FINEST)
+    return max(FINEST, (1 << (length.bit_length() - 1)) // BUCKETS)
 
 
 def worth(span: Span) -> bool:
@@ -280,7 +274,7 @@ def _claims_beside_short(case: Case) -> bool:
 def _suits(case: Case) -> bool:
     """On Hopper and later, if every span is worth it, or all documents are one batch of full kernels."""
     found = tuple(spans(case.lengths))
-    if case.capability < HOPPER or not found:
+    if case.capability < (9, 0) or not found:
         return False
     one_batch = len(found) == 1 and found[0].length >= WORTH_LENGTH
     return one_batch or (case.softmax.causal and all(map(worth, found)))
@@ -288,7 +282,7 @@ def _suits(case: Case) -> bool:
 
 def _mixed_suits(case: Case) -> bool:
     """On Hopper and later, causal, if a span is worth it."""
-    return case.capability >= HOPPER and case.softmax.causal
+    return case.capability >= (9, 0) and case.softmax.causal
 
 
 CUDNN = Kernel("aten_cudnn", claims=_claims, suits=_suits, forward=cudnn_forward, backward=cudnn_backward)

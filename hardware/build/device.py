@@ -135,24 +135,11 @@ def _measured_rate(fit: KernelFit, calibration: Profile, row: str | None) -> Ker
 
 
 def _measured_attention(fit: AttentionFit, calibration: Profile, direction: str) -> AttentionFit:
-    rows = [row for row in calibration.rows("attention") if calibration.text(f"{row}.pass") == direction]
-    short = next((row for row in rows if calibration.has(f"{row}.below")), None)
-    row = next((row for row in rows if row != short), None)
+    row = _row(calibration, "attention", "pass", direction)
     if row is None:
         return fit
-    found = _attention_row(calibration, row)
-    if short is None:
-        return found
-    below = needed(calibration, f"{short}.below")
-    return replace(found, below=below, packed=_attention_row(calibration, short))
-
-
-def _attention_row(calibration: Profile, row: str) -> AttentionFit:
-    ceiling, half_length, overhead = (
-        needed(calibration, f"{row}.{key}") for key in ("ceiling", "half_length", "overhead")
-    )
-    half_width, buckets = (either(calibration, f"{row}.{key}", 0.0) for key in ("half_width", "buckets"))
-    return AttentionFit(ceiling, half_length, overhead, half_width, int(buckets))
+    numbers = _numbers(calibration, row, ("ceiling", "half_length", "overhead"))
+    return AttentionFit(**numbers, half_width=either(calibration, f"{row}.half_width", 0.0))
 
 
 def _chores(calibration: Profile) -> dict[str, Chore]:

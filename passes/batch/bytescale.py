@@ -33,7 +33,7 @@ CELLS = 200_000
 AGAIN = 10
 """Times that each of few long sequences is tried in each other's place."""
 
-PARTS = (inf, 0.9, 0.5, 0.25)
+PARTS = (inf, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
 """Shares of the least step that a long sequence may take, where fewer ranks leave more to the host's memory."""
 
 APART = 1 << 20
@@ -41,12 +41,13 @@ APART = 1 << 20
 
 
 def bytescale(lengths: Sequence[int], terms: Terms) -> BatchPlan:
-    """Long sequences on the ranks that hold them by a ring, the rest packed; ranks with light ones run more.
+    """Long sequences on the ranks that hold them, the rest packed; ranks with light ones run more.
 
     A long sequence that computes long enough to hide it leaves part of what it keeps to the host's memory, and so takes
     fewer ranks, where that takes less of all ranks' time, and no longer than several shares of the step. Source:
     ByteScale (arXiv 2502.21231, equation 3, algorithms 1 and 2), whose balance scheduler starts, as printed, with no
-    rank to give to: here the least loaded take the widest first. Raises InfeasibleError for what the pool cannot hold.
+    rank to give to: here the least loaded take the widest first; and whose ranks form rings: here they share by the
+    method that takes the least. Raises InfeasibleError for what the pool cannot hold.
     """
     require(lengths, terms.bounds.ranks, terms, policy="bytescale")
     least = {i: -(-n // (terms.bounds.capacity - SLACK)) for i, n in enumerate(lengths) if n > room(1, terms)}
@@ -62,9 +63,9 @@ def bytescale(lengths: Sequence[int], terms: Terms) -> BatchPlan:
 def fewest(length: int, ranks: int, terms: Terms, most: float = inf) -> int:
     """Ranks of a sequence that `ranks` hold: fewer where the host's memory, hidden by compute, makes that cheaper.
 
-    Of s tokens on D ranks the share must go that leaves room for s / D on each, and may go that is written while the
-    forward computes. Compute alone is counted: communication only hides more. Not so few that each
-    computes for more than `most` seconds.
+    Of s / D tokens on each of D ranks so much must go that the rest has room, and so much may as is written while the
+    forward computes. Compute alone is counted: communication only hides more. Not so few that each computes for more
+    than `most` seconds.
     """
     bounds, found = terms.bounds, ranks
     while bounds.spare and found > 1:
@@ -76,7 +77,7 @@ def fewest(length: int, ranks: int, terms: Terms, most: float = inf) -> int:
         found -= 1
     if found == 1 or found == ranks:
         return max(found, 2) if ranks > 1 else ranks
-    one, other = (n * (terms.linear * length / n + terms.shared(length, n, "ring")) for n in (found, ranks))
+    one, other = (n * terms.task(length, n) for n in (found, ranks))
     return found if one < other else ranks
 
 
@@ -115,8 +116,8 @@ def _ends(tasks: Sequence[Task], terms: Terms) -> tuple[float, float]:
 
 
 def _alone(sequence: int, length: int, ranks: int, terms: Terms) -> Task:
-    seconds = terms.fixed + terms.linear * length / ranks + terms.shared(length, ranks, "ring")
-    return Task(((sequence, 0, length),), ranks, "ring", seconds)
+    attention, method = terms.fastest(length, ranks)
+    return Task(((sequence, 0, length),), ranks, method, terms.fixed + terms.linear * length / ranks + attention)
 
 
 def _dealt(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
 from typing import Literal
 
 from fourfold.costmodel.collective import collective_time
@@ -147,12 +146,6 @@ class Shared:
         backward = event.kind == "backward"
         merged = stream_time(MERGED * many * event.rows * event.heads * event.width, device)
         kernel = attention_time(
-            flops,
-            min(seen, length),
-            backward=backward,
-            dtype=RATES[heads.dtype],
-            device=device,
-            head_dim=event.width,
-            side=sqrt(event.pairs / max(1, event.rectangles)),
+            flops, min(seen, length), backward=backward, dtype=RATES[heads.dtype], device=device, head_dim=event.width
         )
         return kernel + merged

@@ -74,14 +74,20 @@ BLOCK = LibraryBlock(
 )
 
 
-def check(seen: tuple[Rectangle, ...], rows: int, keys: int) -> None:
-    """Out, lse and gradients equal the written-out block's, on top of sums that were there."""
+def check(seen: tuple[Rectangle, ...], rows: int, keys: int, *, behind: tuple[int, int] | None = None) -> None:
+    """Out, lse and gradients equal the written-out block's, on top of sums that were there.
+
+    behind: from which row and key on nothing is in a rectangle, and is so large that exponentials of its scores are no
+    number.
+    """
     generator = torch.Generator().manual_seed(rows + keys)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     q, kv, grad = drawn(rows, HEADS, DIM), drawn(2, keys, GROUPS, DIM), drawn(rows, HEADS, DIM)
+    if behind is not None:
+        q[behind[0] :], kv[0, behind[1] :], grad[behind[0] :] = 1e4, 1e4, 1e6
     found, given_seen = [], Seen(seen)
     for one in (BLOCK, REFERENCE_BLOCK):
         sums = one.empty(q)
@@ -98,6 +104,11 @@ def check(seen: tuple[Rectangle, ...], rows: int, keys: int) -> None:
 def test_a_causal_square_of_any_length_goes_alone(rows: int) -> None:
     check((Rectangle(3, rows, 5, rows, high=0),), rows + 7, rows + 9)
     assert set(SHAPES) == {(bucket(rows), bucket(rows))}
+
+
+@pytest.mark.parametrize("high", (0, None))
+def test_rows_behind_a_rectangle_do_not_reach_it(high: int | None) -> None:
+    check((Rectangle(3, 150, 5, 150, high=high),), 400, 400, behind=(153, 155))
 
 
 @pytest.mark.parametrize("keys", (70, 128, 150, 321))

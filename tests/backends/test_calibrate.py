@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from fourfold.backends.calibrate import Detected, ask, detect, fit
-from fourfold.backends.calibrate.fit import AttentionPoint, Point, Quality, Stream
-from fourfold.backends.calibrate.profiles import Host, profiles
-from fourfold.backends.kernels.attention_cudnn import BUCKETS, WORTH_ALONE
+from fourfold.backends.calibrate.fit import AttentionPoint, Point, Stream
 from fourfold.costmodel.kernel import chore_time, stream_time
 from fourfold.hardware import check_file, load
 from fourfold.hardware.errors import UsageError
-from fourfold.hardware.machine import AttentionFit
 
 PEAK, BANDWIDTH = 40e9, 20e9
 
@@ -70,17 +66,6 @@ def test_fits_come_back_through_the_cost_model(measured: tuple[Detected, Path]) 
     device, stream = load(str(path)).device, detected.found.stream[0]
     for moved in (1e3, 1e5, 1e7):
         assert stream_time(moved, device) == pytest.approx(stream.seconds(moved), rel=5e-3)
-
-
-def test_the_kernel_of_short_documents_comes_back(measured: tuple[Detected, Path], tmp_path: Path) -> None:
-    short = AttentionFit(0.3, 500.0, 1e-6), Quality(3, 0.01, 0.02)
-    found_apart = replace(measured[0].found, packed=(short, short))
-    host = Host("here", None, 2, "x86_64", 2, 2**34, 2**32, {"torch": "2"}, {}, date(2026, 11, 28))
-    Detected("here", profiles(host, found_apart), found_apart).write(tmp_path / "here.toml")
-    device = load(str(tmp_path / "here.toml")).device
-    for found in (device.attention_forward, device.attention_backward):
-        assert (found.buckets, found.below, found.packed) == (BUCKETS, WORTH_ALONE, short[0])
-    assert load(str(measured[1])).device.attention_forward.packed is None
 
 
 def test_a_file_of_another_name_is_refused(measured: tuple[Detected, Path], tmp_path: Path) -> None:

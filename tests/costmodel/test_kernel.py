@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fourfold.costmodel import kernel
 from fourfold.hardware.errors import InfeasibleError
-from fourfold.hardware.machine import AttentionFit, Device, KernelFit
+from fourfold.hardware.machine import Device, KernelFit
 
 work = st.floats(0, 1e18)
 on_one_device = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,25 +80,6 @@ def test_attention_efficiency_rises_to_its_ceiling(h200: Device, length: float, 
     short, long = (kernel.attention_efficiency(tokens, fit) for tokens in (length, length * longer))
     assert 0 < short <= long * (1 + 1e-9) <= fit.ceiling * (1 + 2e-9)
     assert kernel.attention_efficiency(fit.half_length, fit) == pytest.approx(fit.ceiling / 2)
-
-
-def test_short_documents_of_unlike_lengths_go_to_another_kernel(h200: Device) -> None:
-    packed = AttentionFit(0.2, 100.0, 3e-6)
-    device = replace(h200, attention_forward=replace(h200.attention_forward, buckets=16, below=4096, packed=packed))
-
-    def seconds(length: int, side: float | None) -> float:
-        return kernel.attention_time(1e12, length, backward=False, dtype="bf16", device=device, side=side)
-
-    assert seconds(4095, 4095) == pytest.approx(3e-6 + 1e12 / (0.2 * 4095 / 4195 * 989.4e12))
-    for length, side in ((4095, None), (4096, 4096), (300, 5000)):
-        assert seconds(length, side) == kernel.attention_time(1e12, length, backward=False, dtype="bf16", device=h200)
-
-
-@pytest.mark.parametrize(
-    ("length", "buckets", "padded"), [(4097, 16, 4352), (8192, 16, 8192), (100, 16, 128), (77, 0, 77)]
-)
-def test_a_document_is_padded_to_the_next_bucket(length: int, buckets: int, padded: int) -> None:
-    assert kernel.bucketed(length, buckets) == padded
 
 
 def test_nothing_to_do_takes_no_time(h200: Device) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from math import ceil, exp, gcd, log
 from typing import Protocol
 
-from fourfold.costmodel.kernel import attention_fit, attention_time, bucketed
+from fourfold.costmodel.kernel import attention_time
 from fourfold.hardware.topology import Machine
 from fourfold.ir.batch_rules import Bounds
 from fourfold.ir.mesh import Mesh
@@ -242,21 +242,13 @@ class Terms:
     def _passes(self, layer: Layer, length: int) -> tuple[float, float]:
         """Seconds of one forward and one backward over a document on one rank, launches left out."""
         heads, device = layer.heads, self.machine.device
-        found = []
-        for backward in (False, True):
-            fit = attention_fit(device, length, backward=backward)
-            n = bucketed(length, fit.buckets) if heads.causal else length
-            flops = 4.0 * heads.heads * heads.width * (n * (n + 1) / 2 if heads.causal else float(n) * n)
-            seconds = attention_time(
-                *(flops, n),
-                backward=backward,
-                dtype=RATES[heads.dtype],
-                device=device,
-                head_dim=heads.width,
-                side=length,
-            )
-            found.append(seconds - fit.overhead)
-        return found[0], found[1]
+        pairs = length * (length + 1) / 2 if heads.causal else float(length) * length
+        flops, dtype = 4.0 * heads.heads * heads.width * pairs, RATES[heads.dtype]
+        forward, backward = (
+            attention_time(flops, length, backward=b, dtype=dtype, device=device, head_dim=heads.width)
+            for b in (False, True)
+        )
+        return forward - device.attention_forward.overhead, backward - device.attention_backward.overhead
 
 
 def _around(length: int) -> tuple[int, int, float]:
