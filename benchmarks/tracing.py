@@ -24,7 +24,10 @@ KINDS: Mapping[str, Sequence[str]] = {
     ),
     "products": ("nvjet", "gemm", "cutlass"),
     "optimizer": ("fusedoptimizer",),
-    "copies": ("memcpy", "memset", "copy", "fillfunctor", "catarray", "chunk_cat", "split_with_sizes", "pack_kernel"),
+    "copies": (
+        *("memcpy", "memset", "copy_kernel", "copyfunctor", "fillfunctor", "catarray", "chunk_cat"),
+        *("split_with_sizes", "pack_kernel"),
+    ),
 }
 """What a kernel is for, by words of its name; the first that fits."""
 

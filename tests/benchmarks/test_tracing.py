@@ -16,7 +16,9 @@ from tracing import by_kind
         ("at::native::multi_tensor_apply_kernel<FusedOptimizerTensorListMetadata<4>>", "optimizer"),
         ("at::native::multi_tensor_apply_kernel<CopyFunctor<float>>", "copies"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies"),
         ("triton_poi_fused_mul_silu_1", "elementwise"),
+        ("triton_red_fused__to_copy_amax_eq_exp_0", "elementwise"),
     ],
 )
 def test_a_kernel_is_of_one_kind(name: str, kind: str) -> None:
