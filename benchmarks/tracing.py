@@ -14,20 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 
 Interval = tuple[float, float]
 
+OURS = ("key_kernel", "query_kernel", "forward_kernel", "delta_kernel", "merge_kernel")
+PACKED = ("catarray", "chunk_cat", "split_with_sizes", "pack_kernel")
+
 KINDS: Mapping[str, Sequence[str]] = {
     "communication": ("nccl",),
-    "attention": (
-        "cudnn",
-        "fmha",
-        "flash",
-        *(f"{name}_kernel" for name in ("key", "query", "forward", "delta", "merge")),
-    ),
+    "attention": ("cudnn", "fmha", "flash", *OURS),
     "products": ("nvjet", "gemm", "cutlass"),
     "optimizer": ("fusedoptimizer",),
-    "copies": (
-        *("memcpy", "memset", "copy_kernel", "copyfunctor", "fillfunctor", "catarray", "chunk_cat"),
-        *("split_with_sizes", "pack_kernel"),
-    ),
+    "copies": ("memcpy", "memset", "copy_kernel", "copyfunctor", "fillfunctor", *PACKED),
 }
 """What a kernel is for, by words of its name; the first that fits."""
 

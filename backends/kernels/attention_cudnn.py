@@ -10,7 +10,7 @@ directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -37,7 +37,7 @@ from fourfold.backends.kernels.documents import (
 CUDNN_HEAD_DIM = 128
 # Equal neighbours go as one batch: below this many tokens a document does not fill the kernel, and below this many a
 # call does not hide its launch. One alone of fewer than so many gains too little: with those of 1K tokens and more
-# there, attention's kernels took a tenth less, but steps of 48K tokens a micro-step 0.2 %, and there is more to launch.
+# there, attention's kernels took a tenth less on an H200, steps of 48K tokens a micro-step 0.2 %; more is to launch.
 WORTH_LENGTH = 512
 WORTH_TOKENS = 4096
 WORTH_ALONE = 4096
@@ -168,9 +168,7 @@ def _span_backward(
 ) -> Gradients:
     padding, (grad_THD, *others) = _padding(span, softmax), tensors
     q, k, v, out = (_batch(x, span, padding) for x in others)
-    grad = dense(grad_THD, span)
-    if padding:
-        grad = zeroed(grad_THD, span.start, span.length, span.length + padding)[None].transpose(1, 2)
+    grad = _batch(grad_THD, span, padding, zeroed)
     # Rows behind the document have no gradient and an infinite lse: their weights and all they give are 0.
     lse_NHL1 = F.pad(dense_lse(lse_HT, span), (0, padding), value=inf).unsqueeze(-1)
     state = torch.zeros((), dtype=torch.int64, device=q.device)
@@ -206,13 +204,6 @@ def _padding(span: Span, softmax: Softmax) -> int:
     return bucket(span.length) - span.length if softmax.causal and span.count == 1 else 0
 
 
-def _batch(x_THD: Tensor, span: Span, padding: int) -> Tensor:
-    """[N, H, L + padding, D], token-major: what stands behind the span's tokens is of other documents, or zeros."""
-    if not padding:
-        return dense(x_THD, span)
-    return ahead(x_THD, span.start, span.length, span.length + padding)[None].transpose(1, 2)
-
-
 def ahead(x_TD: Tensor, start: int, count: int, rows: int) -> Tensor:
     """`rows` rows, of which the first `count` are wanted: a view, unless there are not so many."""
     return x_TD[start : start + rows] if start + rows <= len(x_TD) else zeroed(x_TD, start, count, rows)
@@ -222,6 +213,13 @@ def zeroed(x_TD: Tensor, start: int, count: int, rows: int) -> Tensor:
     """`rows` rows: `count` of them, and zeros."""
     found = x_TD[start : start + count]
     return F.pad(found, (*(0, 0) * (x_TD.dim() - 1), 0, rows - count)) if rows > count else found
+
+
+def _batch(x_THD: Tensor, span: Span, padding: int, taken: Callable[..., Tensor] = ahead) -> Tensor:
+    """[N, H, L + padding, D], token-major; `taken` says what stands behind the span's tokens."""
+    if not padding:
+        return dense(x_THD, span)
+    return taken(x_THD, span.start, span.length, span.length + padding)[None].transpose(1, 2)
 
 
 def _pieces(documents: Documents) -> tuple[Span | Stretch, ...]:

@@ -97,9 +97,11 @@ def test_measured_h200() -> None:
     assert rate == pytest.approx(678e12, rel=0.05)
     alone = ((522, 626, 592, 552), (353, 536, 532, 531))
     fits = (device.attention_forward, device.attention_backward)
-    for fit, measured, short in zip(fits, alone, (290, 200), strict=True):
+    inside = ((290, 497), (200, 394))
+    for fit, measured, (short, middle) in zip(fits, alone, inside, strict=True):
         rates = [fit.ceiling * n / (n + fit.half_length) * device.peak["bf16"] / 1e12 for n in (2500, 8192, 131072)]
         assert rates[0] == pytest.approx(short, rel=0.2), "short documents of unlike lengths, packed"
+        assert rates[1] == pytest.approx(middle, rel=0.1), "documents of 8192 by themselves"
         assert rates[2] == pytest.approx(0.95 * measured[3], rel=0.05)
         assert rates[0] < rates[1] < rates[2]
 
